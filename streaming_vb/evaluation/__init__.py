@@ -1,0 +1,1 @@
+"""How good a posterior is: scores in nats per record, each with its standard error."""

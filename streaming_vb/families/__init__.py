@@ -1,0 +1,1 @@
+"""Exponential families q: one file each, NumPy only."""

@@ -1,0 +1,122 @@
+"""Mean-field normal distribution over P weights: q(w) = prod_j N(w_j; m_j, 1/S_j).
+
+Natural parameters: `precision_mean` h = S m [P] and `precision` S [P]. A merge adds h and S, never means and
+variances: the sum is then delay-compensated to second order by itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from streaming_vb.buffers import empty_like
+from streaming_vb.types import Array, Moments, NaturalParameters
+
+_BLOCK = 32_768
+"""Weights per block: a dozen float64 temporaries of this size stay in a core's cache, which halves the time of `kl`."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeanFieldNormal:
+    """Independent normal weights; float32 on the wire, because its evidence comes from float32 networks.
+
+    >>> q = MeanFieldNormal()
+    >>> a = q.natural(Moments(np.array([1.0]), np.array([0.5])))
+    >>> round(q.kl(a, q.natural(Moments(np.array([0.0]), np.array([1.0])))), 6)
+    0.596574
+    """
+
+    wire_dtype: type = np.float32
+    name: str = "mean-field-normal"
+
+    def natural(self, moments: Moments) -> NaturalParameters:
+        """h = m / v, S = 1 / v for mean m [P] and variance v [P]."""
+        precision = 1.0 / np.asarray(moments.variance, np.float64)
+        return NaturalParameters({"precision_mean": moments.mean * precision, "precision": precision})
+
+    def moments(self, natural: NaturalParameters) -> Moments:
+        """Mean [P] and variance [P]."""
+        return Moments(self.mean(natural), 1.0 / natural["precision"])
+
+    def mean(self, natural: NaturalParameters) -> Array:
+        """m = h / S [P]."""
+        return np.divide(natural["precision_mean"], natural["precision"], out=empty_like(natural["precision"]))
+
+    def add(self, natural: NaturalParameters, delta: NaturalParameters) -> NaturalParameters:
+        """h + dh, S + dS."""
+        return NaturalParameters(
+            {
+                name: np.add(natural[name], delta[name], out=empty_like(natural[name]))
+                for name in ("precision_mean", "precision")
+            }
+        )
+
+    def scale_evidence(self, natural: NaturalParameters, prior: NaturalParameters, factor: float) -> NaturalParameters:
+        """Precision S0 + factor (S - S0) around the same mean.
+
+        factor < 1 forgets curvature; shrinking toward the prior mean as well would pull the weights back to their
+        random start.
+        """
+        precision_mean, precision = empty_like(natural["precision_mean"]), empty_like(natural["precision"])
+        factor = precision.dtype.type(factor)
+        for block in _blocks(precision.size):
+            old, floor, new = natural["precision"][block], prior["precision"][block], precision[block]
+            np.subtract(old, floor, out=new)
+            new *= factor
+            new += floor
+            np.divide(new, old, out=precision_mean[block])
+            precision_mean[block] *= natural["precision_mean"][block]
+        return NaturalParameters({"precision_mean": precision_mean, "precision": precision})
+
+    def kl(self, a: NaturalParameters, b: NaturalParameters) -> float:
+        """KL(a || b) = 1/2 sum_j [ r_j - log(1 + r_j) + S_b (m_a - m_b)^2 ], r = S_b / S_a - 1; nats.
+
+        log1p keeps the digits when a and b are close, the usual case of one merge.
+        """
+        total = 0.0
+        for block in _blocks(a["precision"].size):
+            precision_a, precision_b = a["precision"][block], b["precision"][block]
+            ratio = precision_b / precision_a
+            ratio -= 1.0
+            shift = a["precision_mean"][block] / precision_a
+            shift -= b["precision_mean"][block] / precision_b
+            total += float(ratio.sum() - np.log1p(ratio).sum() + np.dot(shift * precision_b, shift))
+        return 0.5 * total
+
+    def distance_sd(self, natural: NaturalParameters, mean: Array) -> float:
+        """sqrt(sum_j S_j (m_j - mean_j)^2): staleness in posterior standard deviations."""
+        total = 0.0
+        for block in _blocks(mean.size):
+            precision = natural["precision"][block]
+            shift = natural["precision_mean"][block] / precision
+            shift -= mean[block]
+            total += float(np.dot(shift * precision, shift))
+        return float(np.sqrt(total))
+
+    def sample(self, natural: NaturalParameters, generator: np.random.Generator) -> Array:
+        """m + S^(-1/2) e, e ~ N(0, 1) [P]."""
+        precision = natural["precision"]
+        noise = generator.standard_normal(precision.size)
+        return np.asarray(self.mean(natural) + noise / np.sqrt(precision))
+
+    def log_normalizer(self, natural: NaturalParameters) -> float:
+        """sum_j [ h_j^2 / (2 S_j) - log(S_j) / 2 + log(2 pi) / 2 ]."""
+        h, precision = natural["precision_mean"], natural["precision"]
+        return float(0.5 * np.sum(h * h / precision - np.log(precision) + np.log(2 * np.pi)))
+
+    def is_normalizable(self, natural: NaturalParameters) -> bool:
+        """All finite and every precision positive (min and max carry NaN along, and need no temporary)."""
+        h, precision = natural["precision_mean"], natural["precision"]
+        return bool(precision.min() > 0.0 and precision.max() < np.inf and -np.inf < h.min() and h.max() < np.inf)
+
+
+def example() -> tuple[MeanFieldNormal, NaturalParameters, NaturalParameters]:
+    """A family with two of its members, for docs and laws."""
+    family = MeanFieldNormal()
+    a = family.natural(Moments(np.array([1.0, -2.0, 0.5]), np.array([0.5, 2.0, 1.0])))
+    b = family.natural(Moments(np.array([0.0, -1.0, 3.0]), np.array([1.0, 0.25, 4.0])))
+    return family, a, b
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    return (slice(start, start + _BLOCK) for start in range(0, size, _BLOCK))

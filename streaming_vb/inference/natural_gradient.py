@@ -1,0 +1,113 @@
+"""Mean-field natural gradient (the default for neural models), with local reparameterization.
+
+Per minibatch of M records and coordinate, with g = gradient / M, F = sum of squared per-record gradients:
+
+    h <- b2 h + (1 - b2) F / M                       curvature, h = 0.1 at the very start
+    g^ <- momentum of g, bias-corrected over the whole run
+    m <- m - a clip(g^ / (h + d), +-r)               a natural step inside a trust region
+    m <- (m + k m_t) / (1 + k),  k = a p S_t / (|C| (h + d))      proximal pull to the prior mean
+
+The diagonal of the per-record squared gradients is the empirical Fisher matrix of a minibatch; it is never negative,
+where the unbiased Hessian estimate is, near small variances. A step costs one more matrix product per layer than a
+gradient.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streaming_vb.inference import neural
+from streaming_vb.models.neural import NeuralModel
+from streaming_vb.types import Fit, FitState, NaturalParameters, Records
+
+MOMENTUM = 0.9
+CURVATURE_DECAY = 0.99
+INITIAL_CURVATURE = 0.1
+DAMPING = 1e-3
+TRUST_REGION = 0.05
+_BLOCK = 65_536
+"""Weights per block of the update: its seven vectors then stay in a core's cache."""
+
+
+def build(
+    model: NeuralModel,
+    *,
+    batch_size: int = 100,
+    step_size: float = 0.05,
+    pull: float = 0.3,
+    num_threads: int = 1,
+) -> "NaturalGradient":
+    """The natural-gradient primitive of a model.
+
+    Args:
+        model: what to fit.
+        batch_size: M, records per local step.
+        step_size: a.
+        pull: p, strength of the proximal pull to the prior mean.
+        num_threads: torch threads of a fit; part of the settings, because it changes float sums.
+    """
+    return NaturalGradient(model, batch_size, step_size, pull, num_threads)
+
+
+@dataclass(frozen=True, slots=True)
+class NaturalGradient:
+    """Bound settings; see `build`."""
+
+    model: NeuralModel
+    batch_size: int
+    step_size: float
+    pull: float
+    num_threads: int
+
+    def initial_state(self) -> FitState:
+        """Momentum 0, curvature 0.1, no steps taken."""
+        size = self.model.layout.num_weights
+        return {
+            "momentum": np.zeros(size, np.float32),
+            "curvature": np.full(size, INITIAL_CURVATURE, np.float32),
+            "steps": np.zeros((), np.int64),
+        }
+
+    def __call__(
+        self, prior: NaturalParameters, served: NaturalParameters, fit_state: FitState, records: Records, seed: int
+    ) -> Fit:
+        """H = ceil(|C| / M) steps from the prior mean."""
+        momentum, curvature = neural.as_tensor(fit_state, "momentum"), neural.as_tensor(fit_state, "curvature")
+        steps = int(fit_state["steps"])
+        scaled_prior = torch.from_numpy(prior["precision"] * np.float32(self.step_size * self.pull / len(records)))
+
+        def step(buffers: neural.Buffers, num_records: int) -> None:
+            nonlocal steps
+            steps += 1
+            correction = 1.0 - MOMENTUM**steps
+            vectors = (buffers.shift, buffers.gradient, buffers.squared, momentum, curvature, scaled_prior)
+            for blocks in zip(*(vector.split(_BLOCK) for vector in vectors), strict=True):
+                _update(blocks, num_records, self.step_size, correction)
+
+        with neural.torch_threads(self.num_threads):
+            natural, score = neural.fit(self.model, prior, served, records, seed, self.batch_size, step)
+        state = {
+            "momentum": momentum.numpy(),
+            "curvature": curvature.numpy(),
+            "steps": np.asarray(steps, np.int64),
+        }
+        return Fit(natural, state, score)
+
+    def cautious(self) -> "NaturalGradient":
+        """A tenth of the step size."""
+        return replace(self, step_size=self.step_size / 10)
+
+
+def _update(blocks: tuple[Tensor, ...], num_records: int, step_size: float, correction: float) -> None:
+    """The four lines of the module's docstring on one block, in place; gradient and squared gradient are used up."""
+    shift, gradient, squared, momentum, curvature, scaled_prior = blocks
+    curvature.lerp_(squared.div_(num_records), 1 - CURVATURE_DECAY)
+    momentum.lerp_(gradient.div_(num_records), 1 - MOMENTUM)
+    denominator = torch.add(curvature, DAMPING, out=squared)
+    bound = TRUST_REGION * correction
+    move = torch.div(momentum, denominator, out=gradient).clamp_(-bound, bound)
+    shift.sub_(move, alpha=step_size / correction)
+    # (m + k m_t) / (1 + k) for the shift m - m_t: shift * denominator / (denominator + a p S_t / |C|)
+    shift.mul_(denominator).div_(denominator.add_(scaled_prior))

@@ -1,0 +1,1 @@
+"""Layers whose weights have a posterior: local reparameterization, one file each."""

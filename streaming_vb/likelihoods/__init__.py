@@ -1,0 +1,1 @@
+"""Likelihoods p(x | outputs of a decoder): one file each."""

@@ -1,0 +1,1 @@
+"""Models whose weights have a posterior: one file each."""

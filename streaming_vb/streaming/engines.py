@@ -1,0 +1,140 @@
+"""Engines carry out a scheduler's actions and report events. Here: everything in this process, under a virtual clock.
+
+With one worker this is the `inline` engine. With more it is `simulated`: W workers with real staleness, reproducible
+bit for bit, because a seeded clock decides who finishes when (a fit of n minibatches lasts n U(0.8, 1.2); a worker's
+first fit starts after U(0, n)).
+"""
+
+import heapq
+from collections import deque
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from streaming_vb.errors import NumericalError
+from streaming_vb.seeding import numpy_generator
+from streaming_vb.streaming.local_update import LocalUpdate
+from streaming_vb.streaming.merge import ServerState
+from streaming_vb.streaming.scheduler import (
+    Action,
+    Answered,
+    Event,
+    FitDone,
+    FitFailed,
+    Push,
+    PutAside,
+    StartFit,
+    WorkerReady,
+)
+from streaming_vb.streaming.server import Server
+from streaming_vb.types import Delta, Interval, Lease, Snapshot
+
+
+class Usage(NamedTuple):
+    """What the workers did so far, in the engine's own time (seconds, or virtual minibatches).
+
+    Attributes:
+        busy: time spent in fits, summed over workers.
+        elapsed: time since the start.
+    """
+
+    busy: float
+    elapsed: float
+
+
+class Engine(Protocol):
+    """Runs fits somewhere, and one server."""
+
+    def perform(self, action: Action) -> None:
+        """Begin what the scheduler asks for."""
+
+    def next_event(self) -> Event:
+        """Wait for something to happen."""
+
+    def score(self, interval: Interval) -> float:
+        """Score of an interval at the snapshot it was fitted from, nats per record."""
+
+    def state(self) -> ServerState:
+        """The state to save: at the last published version."""
+
+    def usage(self) -> Usage:
+        """How busy the workers were."""
+
+    def close(self) -> None:
+        """Release workers."""
+
+
+class InProcess:
+    """One process, a virtual clock, W workers.
+
+    Args:
+        local_update: what every worker does.
+        server: the parameter server.
+        workers: W.
+        seed: of the clock.
+        batch_size: records per minibatch, the clock's unit.
+    """
+
+    def __init__(self, local_update: LocalUpdate, server: Server, *, workers: int, seed: int, batch_size: int) -> None:
+        self._local_update, self._server = local_update, server
+        self._batch_size = batch_size
+        self._clock = numpy_generator(seed, "virtual clock", server.published().version)
+        self._now = self._busy = 0.0
+        self._snapshot = server.publish()
+        self._running: list[tuple[float, int, Lease, Snapshot]] = []
+        self._fresh_workers = set(range(workers)) if workers > 1 else set()
+        self._deltas: dict[Interval, Delta] = {}
+        self._events: deque[Event] = deque(WorkerReady(worker) for worker in range(workers))
+
+    def perform(self, action: Action) -> None:
+        """Begin a fit, or push at once."""
+        match action:
+            case StartFit(worker, lease):
+                self._start(worker, lease)
+            case Push(lease, publish, oldest_base):
+                receipt = self._server.push(self._deltas[lease.interval], oldest_base)
+                self._answer(Answered(lease.interval, receipt), publish)
+            case PutAside(interval, num_records, reason, publish):
+                receipt = self._server.set_aside(interval, num_records, reason)
+                self._answer(Answered(interval, receipt), publish)
+
+    def next_event(self) -> Event:
+        """The next event of the virtual clock; a fit is computed when it ends."""
+        if self._events:
+            return self._events.popleft()
+        self._now, worker, lease, snapshot = heapq.heappop(self._running)
+        try:
+            self._deltas[lease.interval] = self._local_update(lease, snapshot)
+        except NumericalError as error:
+            return FitFailed(worker, lease.interval.stop - lease.interval.start, str(error))
+        return FitDone(worker)
+
+    def score(self, interval: Interval) -> float:
+        """Score of an interval at the snapshot it was fitted from, nats per record."""
+        return self._deltas.pop(interval).fit.elbo
+
+    def state(self) -> ServerState:
+        """The state to save: at the last published version."""
+        return self._server.published()
+
+    def usage(self) -> Usage:
+        """Virtual minibatches."""
+        return Usage(self._busy, self._now)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _start(self, worker: int, lease: Lease) -> None:
+        steps = np.ceil((lease.interval.stop - lease.interval.start) / self._batch_size)
+        duration = steps * self._clock.uniform(0.8, 1.2)
+        start = self._now
+        if worker in self._fresh_workers:
+            self._fresh_workers.remove(worker)
+            start += steps * self._clock.uniform()
+        self._busy += duration
+        heapq.heappush(self._running, (start + duration, worker, lease, self._snapshot))
+
+    def _answer(self, event: Answered, publish: bool) -> None:
+        if publish:
+            self._snapshot = self._server.publish()
+        self._events.append(event)

@@ -1,0 +1,145 @@
+"""The merge: lambda <- lambda + Delta (SDA-Bayes; Broderick et al. 2013, equation 7), with three additions.
+
+Stale curvature is forgotten first (`forgetting.py`); the fit state is averaged with the lease's weight; and a delta
+whose interval the ledger covers is acknowledged and not added. Pure: `(state, delta) -> (state, receipt)`; no argument
+is changed, and it knows nothing of neural networks.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from streaming_vb.buffers import empty_like
+from streaming_vb.errors import MergeRejected
+from streaming_vb.streaming.forgetting import Forgetting
+from streaming_vb.streaming.ledger import Ledger
+from streaming_vb.types import Array, Delta, Family, FitState, NaturalParameters, Receipt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServerState:
+    """Everything that the posterior of a run consists of.
+
+    Attributes:
+        run_id: identity of the run; deltas of another run are refused.
+        prior, posterior: natural parameters, float64; `posterior` is the raw one.
+        fit_state: warm start of the next fits.
+        version: number of merges.
+        num_records: N, records counted.
+        ledger: which records these are.
+    """
+
+    run_id: str
+    prior: NaturalParameters
+    posterior: NaturalParameters
+    fit_state: FitState
+    version: int = 0
+    num_records: int = 0
+    ledger: Ledger = Ledger()
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRule:
+    """Bound settings of `merge`.
+
+    Args:
+        family: of the posterior.
+        forgetting: what a merge forgets first.
+        measure: compute step KL and staleness in standard deviations on every merge (else NaN; the merge is faster).
+    """
+
+    family: Family
+    forgetting: Forgetting
+    measure: bool = True
+
+    def __call__(self, state: ServerState, delta: Delta, base_mean: Array | None = None) -> tuple[ServerState, Receipt]:
+        """The state with a delta added, and the receipt.
+
+        Args:
+            state: the state so far.
+            delta: what a worker sends.
+            base_mean: mean [P] of the version that the fit started from; none if that version is the current one.
+
+        Returns:
+            The new state, or the same object where the receipt says "duplicate" or "rejected".
+        """
+        interval = delta.lease.interval
+        try:
+            if delta.run_id != state.run_id:
+                raise MergeRejected(f"delta of run {delta.run_id}, this is run {state.run_id}")
+            if state.ledger.covers(interval):
+                return state, self._receipt("duplicate", state, delta)
+            self._screen(state, delta)
+        except MergeRejected as error:
+            return state, replace(self._receipt("rejected", state, delta), reason=str(error))
+
+        remembered = self.forgetting.forget(state.posterior, state.prior, delta.num_records, state.num_records)
+        posterior = self.family.add(remembered, delta.fit.natural)
+        if not self.family.is_normalizable(posterior):
+            reason = f"merging {interval} would make a precision non-positive or not finite"
+            return state, replace(self._receipt("rejected", state, delta), reason=reason)
+        merged = ServerState(
+            state.run_id,
+            state.prior,
+            posterior,
+            average(state.fit_state, delta.fit.fit_state, delta.lease.state_weight),
+            state.version + 1,
+            state.num_records + delta.num_records,
+            state.ledger.add(interval),
+        )
+        receipt = self._receipt("merged", merged, delta)
+        return merged, self._measured(receipt, state, merged, base_mean) if self.measure else receipt
+
+    def served(self, state: ServerState) -> NaturalParameters:
+        """The posterior to sample, score and serve."""
+        return self.forgetting.served(state.posterior, state.prior, state.num_records)
+
+    def _screen(self, state: ServerState, delta: Delta) -> None:
+        expected = {name: array.shape for name, array in state.posterior.arrays.items()}
+        got = {name: array.shape for name, array in delta.fit.natural.arrays.items()}
+        if got != expected:
+            raise MergeRejected(f"{delta.lease.interval}: shapes {got}, expected {expected}")
+        if state.fit_state.keys() != delta.fit.fit_state.keys():
+            raise MergeRejected(f"{delta.lease.interval}: fit state of another primitive")
+        for name, array in (*delta.fit.natural.arrays.items(), *delta.fit.fit_state.items()):
+            if not is_finite(array):
+                raise MergeRejected(f"{delta.lease.interval}: {name} is not finite")
+
+    def _receipt(self, status: str, state: ServerState, delta: Delta) -> Receipt:
+        merges_before = state.version - 1 if status == "merged" else state.version
+        staleness = merges_before - delta.lease.base_version
+        return Receipt(status, state.version, state.num_records, staleness, math.nan, math.nan)
+
+    def _measured(self, receipt: Receipt, before: ServerState, after: ServerState, base_mean: Array | None) -> Receipt:
+        served_before = self.served(before)
+        staleness_sd = 0.0 if base_mean is None else self.family.distance_sd(served_before, base_mean)
+        step_kl = self.family.kl(self.served(after), served_before)
+        return replace(receipt, staleness_sd=staleness_sd, step_kl=step_kl)
+
+
+def average(state: FitState, local: FitState, weight: float) -> Mapping[str, Array]:
+    """state + weight (local - state) for real arrays, the larger for counts.
+
+    >>> average({"g": np.array([0.0]), "n": np.array(3)}, {"g": np.array([1.0]), "n": np.array(5)}, 0.5)
+    {'g': array([0.5]), 'n': array(5)}
+    """
+    merged: dict[str, Array] = {}
+    for name, old in state.items():
+        new = local[name]
+        if old.dtype.kind in "iu":
+            merged[name] = np.maximum(old, new)
+        elif weight == 1.0:
+            merged[name] = new
+        else:
+            mean = np.subtract(new, old, out=empty_like(old))
+            mean *= old.dtype.type(weight)
+            mean += old
+            merged[name] = mean
+    return merged
+
+
+def is_finite(array: Array) -> bool:
+    """Whether every value is finite (min and max carry NaN along, and need no temporary)."""
+    return array.size == 0 or bool(-np.inf < array.min() and array.max() < np.inf)
