@@ -1,8 +1,7 @@
 """Engines carry out a scheduler's actions and report events. Here: everything in this process, under a virtual clock.
 
 With one worker this is the `inline` engine. With more it is `simulated`: W workers with real staleness, reproducible
-bit for bit, because a seeded clock decides who finishes when (a fit of n minibatches lasts n U(0.8, 1.2); a worker's
-first fit starts after U(0, n)).
+bit for bit, because a seeded clock decides who finishes when (a fit of n minibatches lasts n U(0.8, 1.2)).
 """
 
 import heapq
@@ -82,7 +81,6 @@ class InProcess:
         self._now = self._busy = 0.0
         self._snapshot = server.publish()
         self._running: list[tuple[float, int, Lease, Snapshot]] = []
-        self._fresh_workers = set(range(workers)) if workers > 1 else set()
         self._deltas: dict[Interval, Delta] = {}
         self._events: deque[Event] = deque(WorkerReady(worker) for worker in range(workers))
 
@@ -127,12 +125,8 @@ class InProcess:
     def _start(self, worker: int, lease: Lease) -> None:
         steps = np.ceil((lease.interval.stop - lease.interval.start) / self._batch_size)
         duration = steps * self._clock.uniform(0.8, 1.2)
-        start = self._now
-        if worker in self._fresh_workers:
-            self._fresh_workers.remove(worker)
-            start += steps * self._clock.uniform()
         self._busy += duration
-        heapq.heappush(self._running, (start + duration, worker, lease, self._snapshot))
+        heapq.heappush(self._running, (self._now + duration, worker, lease, self._snapshot))
 
     def _answer(self, event: Answered, publish: bool) -> None:
         if publish:

@@ -129,7 +129,7 @@ def average(state: FitState, local: FitState, weight: float) -> Mapping[str, Arr
     for name, old in state.items():
         new = local[name]
         if old.dtype.kind in "iu":
-            merged[name] = np.maximum(old, new)
+            merged[name] = np.asarray(np.maximum(old, new))
         elif weight == 1.0:
             merged[name] = new
         else:

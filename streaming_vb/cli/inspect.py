@@ -1,0 +1,79 @@
+"""`streaming-vb inspect POSTERIOR`: what a posterior file holds. Loads no torch."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from typer import Argument, Option
+
+from streaming_vb.cli import output, run_directory
+from streaming_vb.streaming import snapshot
+from streaming_vb.streaming.merge import ServerState
+from streaming_vb.streaming.run import POSTERIOR_FILE
+
+
+def inspect(
+    posterior: Annotated[Path, Argument(help="posterior.safetensors, or a run directory")],
+    json: Annotated[bool, Option("--json", help="One JSON object on stdout")] = False,
+) -> None:
+    """Records and intervals counted, settings, shapes, spread of the posterior, digests (all checked)."""
+    path = posterior / POSTERIOR_FILE if posterior.is_dir() else posterior
+    state, settings, digests = snapshot.load(path)
+    values = {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "run_id": state.run_id,
+        "version": state.version,
+        "records": state.num_records,
+        "intervals": {name: [list(run) for run in runs] for name, runs in state.ledger.runs.items()},
+        "set_aside": [f"{entry.interval}: {entry.reason}" for entry in state.ledger.set_aside],
+        "settings": dict(settings),
+        "tensors": {
+            **{f"posterior.{name}": list(array.shape) for name, array in state.posterior.arrays.items()},
+            **{f"fit_state.{name}": list(array.shape) for name, array in state.fit_state.items()},
+        },
+        **_spread(state, settings),
+        "posterior_sha256": snapshot.posterior_sha256(state.posterior),
+        "digests_checked": len(digests),
+    }
+    output.choose(json).result(values, _text(values))
+
+
+def _spread(state: ServerState, settings: Any) -> dict[str, Any]:
+    """Quantiles of the served standard deviation over the prior's, where the precision is a vector."""
+    if "precision" not in state.posterior.arrays or state.posterior["precision"].ndim != 1:
+        return {}
+    ratio = np.sqrt(state.prior["precision"] / run_directory.served(state, settings)["precision"])
+    levels = (0.05, 0.25, 0.5, 0.75, 0.95)
+    quantiles = {f"{level:.0%}": float(q) for level, q in zip(levels, np.quantile(ratio, levels), strict=True)}
+    return {"sd_over_prior_sd": quantiles, "share_of_weights_unmoved": float(np.mean(ratio > 0.99))}
+
+
+def _text(values: dict[str, Any]) -> str:
+    settings = values["settings"]
+    shapes = "  ".join(f"{name} {shape}" for name, shape in values["tensors"].items())
+    model = ", ".join(
+        f"{name} {settings[name]}" for name in ("columns", "hidden", "latent", "likelihood") if name in settings
+    )
+    counted = "  ".join(
+        f"{name} {' '.join(f'{start:,}:{stop:,}' for start, stop in runs)}"
+        for name, runs in list(values["intervals"].items())[:8]
+    )
+    more = f"  and {len(values['intervals']) - 8} more partitions" if len(values["intervals"]) > 8 else ""
+    lines = [
+        f"file       {values['file']}  {values['bytes']:,} bytes, {values['digests_checked']} digests checked",
+        f"run        {values['run_id']}",
+        f"records    {values['records']:,}, each counted once, in {values['version']:,} merges",
+        f"counted    {counted or 'nothing yet'}{more}",
+        *(f"set aside  {entry}" for entry in values["set_aside"]),
+        f"model      {settings.get('model')} ({model}); {settings['family']}, {settings['primitive']}",
+        f"settings   mode {settings['mode']}, seed {settings['seed']}, batch {settings['batch_size']}, forgetting "
+        f"{settings['forgetting']}",
+        f"tensors    {shapes}",
+    ]
+    if "sd_over_prior_sd" in values:
+        quantiles = "  ".join(f"{level} {q:.3f}" for level, q in values["sd_over_prior_sd"].items())
+        lines.append(
+            f"spread     sd / prior sd: {quantiles}; {values['share_of_weights_unmoved']:.1%} of the weights unmoved"
+        )
+    return "\n".join([*lines, f"sha256     {values['posterior_sha256']}"])
