@@ -6,11 +6,13 @@ A local cluster gets a token of its own, no dashboard and no usage report, and l
 import logging
 import os
 import secrets
+import socket
 
 import ray
 
 from streaming_vb.errors import ClusterError
 
+_CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 1_000_000_000
 """Room for about 80 snapshots or deltas of 800,000 weights; a run holds a handful per worker."""
 
@@ -28,9 +30,10 @@ def connect(address: str | None, num_cpus: int) -> bool:
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None:
+    if address is not None:
+        _require_listener(address)
+    else:
         os.environ.pop("RAY_ADDRESS", None)  # init would attach to it, and then refuse num_cpus
-        os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         ray.init(
@@ -43,12 +46,7 @@ def connect(address: str | None, num_cpus: int) -> bool:
             configure_logging=True,
         )
     except Exception as error:  # Ray raises RuntimeError, ConnectionError, ValueError and its own
-        where = f"at {address}" if address else "on this machine"
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ClusterError(
-            f"no Ray cluster answers {where} ({reason}). Start one with ray start --head, give RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN if it wants a token, or leave --address out"
-        ) from error
+        raise _unreachable(address, " ".join(str(error).split())[:200]) from error
     return True
 
 
@@ -63,3 +61,27 @@ def require_cpus(workers: int) -> None:
         raise ClusterError(
             f"--workers {workers} need a CPU each, the cluster has {cpus}. Type --workers {max(cpus, 1)}, or add nodes"
         )
+
+
+def _require_listener(address: str) -> None:
+    """Refuse at once an address where nothing listens; Ray itself would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # "auto" and the like: Ray looks it up
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str | None, reason: str) -> ClusterError:
+    where = f"at {address}" if address else "on this machine"
+    return ClusterError(
+        f"no Ray cluster answers {where} ({reason}). Start one with ray start --head, set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN if it wants a token, or leave --address out"
+    )
+
+
+def server_resources() -> dict[str, float]:
+    """The resource that pins the server to its own node, where a cluster (such as that of cluster.yaml) offers one."""
+    return {"parameter_server": 1} if "parameter_server" in ray.cluster_resources() else {}

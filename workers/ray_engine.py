@@ -74,7 +74,9 @@ class RayEngine:
         try:
             cluster.require_cpus(workers)
             self._local_update = ray.put(prepared.local_update)
-            server = ray.remote(ParameterServer).options(num_cpus=0, max_restarts=0, max_task_retries=0)
+            server = ray.remote(ParameterServer).options(
+                num_cpus=0, max_restarts=0, max_task_retries=0, resources=cluster.server_resources()
+            )
             self._server = server.remote(prepared.server_state, prepared.rule)
             self._workers = {worker: self._start_worker() for worker in range(workers)}
             ray.get([actor.ready.remote() for actor in self._workers.values()], timeout=_START_SECONDS)

@@ -15,7 +15,10 @@ _DEFAULT = Settings()
 def fit(
     data: Annotated[
         str,
-        Argument(help="digits, mnist, fashion-mnist, or a path: IDX, .npy, .npz, .csv with a header (each also .gz)"),
+        Argument(
+            metavar="DATA",
+            help="digits, mnist, fashion-mnist, or a path: IDX, .npy, .npz, .csv with a header (each also .gz)",
+        ),
     ],
     data_dir: Annotated[
         Path | None,

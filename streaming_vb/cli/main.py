@@ -52,7 +52,7 @@ def main() -> None:
     except typer.Exit as stop:
         code = stop.exit_code
     except TyperException as error:
-        code = _one_line(error.format_message() or "type streaming-vb --help", error.exit_code)
+        code = _one_line(f"{error.format_message()} Type streaming-vb --help", error.exit_code)
     except StreamingVBError as error:
         code = _one_line(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

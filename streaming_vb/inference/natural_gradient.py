@@ -36,7 +36,7 @@ def build(
     *,
     batch_size: int = 100,
     step_size: float = 0.05,
-    pull: float = 0.3,
+    pull: float = 0.1,
     num_threads: int = 1,
 ) -> "NaturalGradient":
     """The natural-gradient primitive of a model.

@@ -1,0 +1,110 @@
+"""The engine on a real local Ray: exact counting, one posterior for any number of workers, and a worker killed
+mid-run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from streaming_vb.models.ledger_model import LedgerModel
+from streaming_vb.models.vae import VAE
+from streaming_vb.sources.arrays import ArraySource
+from streaming_vb.sources.binarized import BinarizedSource
+from streaming_vb.sources.integers import IntegerSource
+from streaming_vb.streaming import run as streaming
+from streaming_vb.streaming.run import Settings
+from streaming_vb.streaming.snapshot import posterior_sha256
+from workers import asynchronous, synchronous
+from workers.ray_engine import RayEngine
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180), pytest.mark.usefixtures("local_ray")]
+
+
+def digits(passes: int = 1) -> BinarizedSource:
+    table = ArraySource({"x": load_digits().data.astype(np.uint8)}, passes=passes, scale=1 / 16)
+    return BinarizedSource(table, seed=0)
+
+
+@pytest.mark.parametrize("run", [asynchronous.run, synchronous.run], ids=["asynchronous", "synchronous"])
+def test_every_record_is_counted_once(run) -> None:
+    source = IntegerSource(records_per_partition=10_500, partitions=2)
+    for _step in run(LedgerModel(), source, Settings(ramp=2_000), workers=3):
+        last = _step
+    state = last.state()
+    assert state.num_records == 21_000
+    np.testing.assert_array_equal(state.posterior["sum"], LedgerModel().sums(np.arange(21_000)))
+
+
+def test_ordered_mode_gives_the_bits_of_the_inline_engine() -> None:
+    model, settings = VAE(64, hidden=(20,), latent=3), Settings(mode="ordered", ramp=300, local_steps=2)
+    shas = set()
+    for workers in (1, 2, 4):
+        *_, last = synchronous.run(model, digits(), settings, workers=workers)
+        shas.add(posterior_sha256(last.state().posterior))
+    *_, last = streaming.run(model, digits(), settings)
+    assert shas == {posterior_sha256(last.state().posterior)}
+
+
+def test_staleness_is_real_and_reported() -> None:
+    model = VAE(64, hidden=(20,), latent=3)
+    steps = list(asynchronous.run(model, digits(passes=3), Settings(ramp=0, local_steps=2), workers=3))
+    assert max(step.staleness for step in steps) >= 1
+    stale = [step for step in steps if step.staleness > 0]
+    assert all(step.staleness_sd > 0 for step in stale)
+    assert all(np.isfinite(step.elbo) and step.step_kl > 0 for step in steps)
+
+
+def test_a_worker_killed_mid_run_loses_and_doubles_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    import ray
+
+    source = IntegerSource(records_per_partition=30_000)
+    prepared = streaming.prepare(LedgerModel(), source, Settings(ramp=0))
+    engine = RayEngine(prepared, workers=2)
+    steps = streaming.drive(prepared.scheduler(2), engine)
+    for number, _step in enumerate(steps):
+        last = _step
+        if number in (3, 9):
+            ray.kill(engine._workers[number % 2])
+    state = last.state()
+    assert state.num_records == 30_000
+    np.testing.assert_array_equal(state.posterior["sum"], LedgerModel().sums(np.arange(30_000)))
+    assert any("died" in message for message in caplog.messages)
+
+
+def test_a_killed_worker_does_not_change_the_bits_of_an_ordered_run() -> None:
+    import ray
+
+    model, settings = VAE(64, hidden=(20,), latent=3), Settings(mode="ordered", ramp=0, round_size=4, local_steps=2)
+    *_, calm = streaming.run(model, digits(), settings)
+    prepared = streaming.prepare(model, digits(), settings)
+    engine = RayEngine(prepared, workers=2)
+    for number, _step in enumerate(streaming.drive(prepared.scheduler(2), engine)):
+        last = _step
+        if number == 1:
+            ray.kill(engine._workers[0])
+    assert posterior_sha256(last.state().posterior) == posterior_sha256(calm.state().posterior)
+
+
+def test_a_dead_server_is_one_error_and_the_run_directory_goes_on(tmp_path: Path) -> None:
+    import ray
+
+    from streaming_vb.errors import ClusterError
+
+    source = IntegerSource(records_per_partition=10_000)
+    prepared = streaming.prepare(LedgerModel(), source, Settings(ramp=0), run_dir=tmp_path)
+    engine = RayEngine(prepared, workers=2)
+    steps = streaming.record(streaming.drive(prepared.scheduler(2), engine), engine, prepared)
+    next(steps)
+    ray.kill(engine._server)
+    with pytest.raises(ClusterError, match="the same command goes on"):
+        list(steps)
+    *_, last = asynchronous.run(LedgerModel(), source, Settings(ramp=0), workers=2, run_dir=tmp_path)
+    np.testing.assert_array_equal(last.state().posterior["sum"], LedgerModel().sums(np.arange(10_000)))
+
+
+def test_more_workers_than_cpus_is_refused() -> None:
+    from streaming_vb.errors import ClusterError
+
+    with pytest.raises(ClusterError, match="--workers 5 need a CPU each, the cluster has 4"):
+        asynchronous.run(LedgerModel(), IntegerSource(100), workers=5)
