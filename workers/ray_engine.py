@@ -188,8 +188,6 @@ class RayEngine:
         call = self._calls.pop(receipt_ref)
         try:
             receipt = ray.get(receipt_ref)
-        except RayTaskError as error:
-            raise error.cause from None
         except RayError as error:
             raise self._server_lost(error) from error
         if call.publish:

@@ -38,12 +38,13 @@ class PosteriorFile(NamedTuple):
     digests: Mapping[str, str]
 
 
-def save(path: Path, state: ServerState, settings: Mapping[str, Any]) -> None:
+def save(path: Path | str, state: ServerState, settings: Mapping[str, Any]) -> None:
     """Write a posterior file; on any failure the file that was there stays.
 
     Raises:
         OSError: the disk refuses.
     """
+    path = Path(path)
     tensors = _tensors(state)
     content = json.dumps(
         {
@@ -74,13 +75,14 @@ def save(path: Path, state: ServerState, settings: Mapping[str, Any]) -> None:
         os.close(directory)
 
 
-def load(path: Path) -> PosteriorFile:
+def load(path: Path | str) -> PosteriorFile:
     """Read a posterior file and check every digest.
 
     Raises:
         IntegrityError: the file is missing, truncated, altered, or not a posterior.
         FormatTooNew: it was written by a newer version.
     """
+    path = Path(path)
     if not path.is_file():
         raise IntegrityError(f"{path}: no posterior file there. Expected the posterior.safetensors of a run directory")
     try:

@@ -1,7 +1,9 @@
 """The engine on a real local Ray: exact counting, one posterior for any number of workers, and a worker killed
 mid-run."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,3 +110,12 @@ def test_more_workers_than_cpus_is_refused() -> None:
 
     with pytest.raises(ClusterError, match="--workers 5 need a CPU each, the cluster has 4"):
         asynchronous.run(LedgerModel(), IntegerSource(100), workers=5)
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["step"].records == 5_000
