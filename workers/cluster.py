@@ -13,8 +13,6 @@ import ray
 from streaming_vb.errors import ClusterError
 
 _CONNECT_SECONDS = 5.0
-OBJECT_STORE_BYTES = 1_000_000_000
-"""Room for about 80 snapshots or deltas of 800,000 weights; a run holds a handful per worker."""
 
 
 def connect(address: str | None, num_cpus: int) -> bool:
@@ -39,7 +37,6 @@ def connect(address: str | None, num_cpus: int) -> bool:
         ray.init(
             address=address,
             num_cpus=num_cpus if address is None else None,
-            object_store_memory=OBJECT_STORE_BYTES if address is None else None,
             include_dashboard=False if address is None else None,
             log_to_driver=False,
             logging_level=logging.ERROR,

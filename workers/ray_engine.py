@@ -97,6 +97,7 @@ class RayEngine:
         self._scores: dict[Interval, float] = {}
         self._events: deque[Event] = deque(WorkerReady(worker) for worker in self._workers)
         self._final_state: ServerState | None = None
+        self._lost: ClusterError | None = None
         self._busy, self._started = 0.0, time.monotonic()
         self._elapsed: float | None = None
 
@@ -136,6 +137,8 @@ class RayEngine:
         """
         if self._final_state is not None:
             return self._final_state
+        if self._lost is not None:
+            raise self._lost
         try:
             state: ServerState = ray.get(self._server.state.remote())
         except RayError as error:
@@ -149,7 +152,7 @@ class RayEngine:
 
     def close(self) -> None:
         """Fetch the last state, end the actors, and leave the cluster."""
-        if self._final_state is not None:
+        if self._elapsed is not None:
             return
         self._elapsed = time.monotonic() - self._started
         try:
@@ -202,10 +205,11 @@ class RayEngine:
         return worker.remote(self._local_update)
 
     def _server_lost(self, error: RayError) -> ClusterError:
-        return ClusterError(
+        self._lost = ClusterError(
             f"the parameter server died ({_one_line(error)}). The run directory holds the posterior of the last save; "
             "the same command goes on from there"
         )
+        return self._lost
 
     def _disconnect(self) -> None:
         if self._owns_cluster:

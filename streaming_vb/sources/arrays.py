@@ -1,7 +1,7 @@
-"""A table in memory as a stream: pass 0 in the table's own order, every further pass in a new one.
+"""A table in memory as a stream of passes, each in an order of its own.
 
-Each pass is a partition of its own, "pass-0", "pass-1", ...: the posterior takes the records of a further pass for new
-records.
+Each pass is a partition, "pass-0", "pass-1", ...: the posterior takes the records of a further pass for new records.
+Every pass is shuffled, the first too, because tables are often sorted; a table whose order is time is left as it is.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ class ArraySource:
     Args:
         fields: arrays by field name, all of the same length n.
         passes: how many times the table is streamed.
-        seed: of the order of pass 1 and later.
+        seed: of the orders; none leaves every pass in the table's own order.
         scale: x is read as float32 times this (1/255 for bytes); 0 leaves it as it is.
 
     Raises:
@@ -36,7 +36,7 @@ class ArraySource:
 
     fields: Mapping[str, Array]
     passes: int = 1
-    seed: int = 0
+    seed: int | None = 0
     scale: float = 0.0
     fingerprint: str = field(init=False)
 
@@ -99,7 +99,7 @@ def fingerprint(fields: Mapping[str, Array]) -> str:
 
 
 @lru_cache(maxsize=8)
-def _order(num_records: int, number: int, seed: int) -> Array:
-    if number == 0:
+def _order(num_records: int, number: int, seed: int | None) -> Array:
+    if seed is None:
         return np.arange(num_records)
     return numpy_generator(seed, "order", number).permutation(num_records)
