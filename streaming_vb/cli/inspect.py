@@ -55,16 +55,11 @@ def _text(values: dict[str, Any]) -> str:
     model = ", ".join(
         f"{name} {settings[name]}" for name in ("columns", "hidden", "latent", "likelihood") if name in settings
     )
-    counted = "  ".join(
-        f"{name} {' '.join(f'{start:,}:{stop:,}' for start, stop in runs)}"
-        for name, runs in list(values["intervals"].items())[:8]
-    )
-    more = f"  and {len(values['intervals']) - 8} more partitions" if len(values["intervals"]) > 8 else ""
     lines = [
         f"file       {values['file']}  {values['bytes']:,} bytes, {values['digests_checked']} digests checked",
         f"run        {values['run_id']}",
         f"records    {values['records']:,}, each counted once, in {values['version']:,} merges",
-        f"counted    {counted or 'nothing yet'}{more}",
+        f"intervals  {_intervals(values['intervals'])}",
         *(f"set aside  {entry}" for entry in values["set_aside"]),
         f"model      {settings.get('model')} ({model}); {settings['family']}, {settings['primitive']}",
         f"settings   mode {settings['mode']}, seed {settings['seed']}, batch {settings['batch_size']}, forgetting "
@@ -77,3 +72,20 @@ def _text(values: dict[str, Any]) -> str:
             f"spread     sd / prior sd: {quantiles}; {values['share_of_weights_unmoved']:.1%} of the weights unmoved"
         )
     return "\n".join([*lines, f"sha256     {values['posterior_sha256']}"])
+
+
+def _intervals(runs_of: dict[str, list[list[int]]]) -> str:
+    """How many positions are covered, and where there are gaps.
+
+    >>> _intervals({"pass-0": [[0, 100]], "pass-1": [[0, 10], [20, 30]]})
+    '120 positions in 2 partitions; gaps in pass-1 (0:10 20:30)'
+    """
+    positions = sum(stop - start for runs in runs_of.values() for start, stop in runs)
+    gaps = [
+        f"{name} ({' '.join(f'{start:,}:{stop:,}' for start, stop in runs)})"
+        for name, runs in runs_of.items()
+        if len(runs) > 1 or runs[0][0] > 0
+    ]
+    return f"{positions:,} positions in {len(runs_of)} partitions; " + (
+        f"gaps in {', '.join(gaps)}" if gaps else "no gaps"
+    )
