@@ -18,7 +18,7 @@ class ParameterServer:
     def push(self, delta: Delta, publish: bool, oldest_base: int) -> tuple[Receipt, Snapshot | None]:
         """Merge a delta. A repeated one is acknowledged and not added, so a caller may send it again."""
         receipt = self._server.push(delta, oldest_base)
-        return receipt, self._server.publish() if publish else None
+        return receipt, self._server.publish() if publish and receipt.status != "rejected" else None
 
     def set_aside(
         self, interval: Interval, num_records: int, reason: str, publish: bool

@@ -193,7 +193,7 @@ class RayEngine:
             receipt = ray.get(receipt_ref)
         except RayError as error:
             raise self._server_lost(error) from error
-        if call.publish:
+        if call.publish and receipt.status != "rejected":
             self._snapshot = call.snapshot
         self._deltas.pop(call.interval, None)
         return Answered(call.interval, receipt)

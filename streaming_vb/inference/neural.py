@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streaming_vb.buffers import empty_like
 from streaming_vb.layers.layout import Layout, Weights
 from streaming_vb.layers.linear import TapeEntry
 from streaming_vb.models.neural import NeuralModel
@@ -52,25 +53,27 @@ def fit(
     each at its own weights and noise, and S_t the precision of `prior`: this form has no cancellation.
     """
     x = torch.from_numpy(np.array(records["x"], dtype=np.float32))
-    mean_start = torch.from_numpy(prior["precision_mean"] / prior["precision"])
-    variance = torch.from_numpy(1.0 / served["precision"])
+    vectors = [torch.from_numpy(empty_like(prior["precision"], np.float32)) for _ in range(7)]
+    mean_start, variance, mean, evidence, shift, gradient, squared = vectors
+    np.divide(prior["precision_mean"], prior["precision"], out=mean_start.numpy())
+    np.divide(np.float32(1), served["precision"], out=variance.numpy())
     layout = model.layout
     score = score_at_mean(model, layout, mean_start, x, torch_generator(seed, "score"))
 
-    mean = mean_start.clone()
+    mean.copy_(mean_start)
+    evidence.zero_()
     weights = Weights(layout.views(mean), layout.views(variance))
-    size = mean.numel()
-    buffers = Buffers(torch.zeros(size), torch.zeros(size), torch.zeros(size))
-    views = layout.views(buffers.gradient), layout.views(buffers.squared)
-    evidence = torch.zeros(size)
+    buffers = Buffers(shift.zero_(), gradient, squared)
+    views = layout.views(gradient), layout.views(squared)
     generator = torch_generator(seed, "noise")
     for minibatch in x.split(batch_size):
         _differentiate(model, weights, minibatch, generator, *views)
-        evidence += buffers.squared
+        evidence += squared
         step(buffers, len(minibatch))
-        torch.add(mean_start, buffers.shift, out=mean)
+        torch.add(mean_start, shift, out=mean)
 
-    precision_mean = prior["precision"] * buffers.shift.numpy() + (evidence * mean).numpy()
+    precision_mean = np.multiply(prior["precision"], shift.numpy(), out=shift.numpy())
+    precision_mean += mean.mul_(evidence).numpy()
     return NaturalParameters({"precision_mean": precision_mean, "precision": evidence.numpy()}), score
 
 
@@ -113,4 +116,6 @@ def torch_threads(count: int) -> Iterator[None]:
 
 def as_tensor(state: FitState, name: str) -> Tensor:
     """A writable copy of an array of the fit state; the snapshot's own array is shared and read-only."""
-    return torch.from_numpy(np.array(state[name], dtype=np.float32))
+    copy = empty_like(state[name], np.float32)
+    np.copyto(copy, state[name])
+    return torch.from_numpy(copy)

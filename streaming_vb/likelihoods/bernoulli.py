@@ -34,14 +34,14 @@ class Bernoulli:
         """One draw of x [..., D]."""
         return torch.bernoulli(torch.sigmoid(outputs), generator=generator)
 
-    def validate(self, x: Array) -> None:
-        """Raise DataError unless every value is 0 or 1."""
+    def validate(self, x: Array, first_record: int = 0) -> None:
+        """Raise DataError unless every value is 0 or 1; row 0 is called `first_record`."""
         wrong = (x != 0) & (x != 1)
         if wrong.any():
-            row, column = (int(i) for i in divmod(int(wrong.argmax()), x.shape[1]))
+            row, column = divmod(int(wrong.argmax()), x.shape[1])
             raise DataError(
-                f"bernoulli likelihood needs values 0 or 1; record {row} column {column} holds {x[row, column]:g}. "
-                "Binarize the source, or use the normal likelihood (--likelihood normal)"
+                f"bernoulli likelihood needs values 0 or 1; record {first_record + row} column {column} holds "
+                f"{x[row, column]:g}. Binarize the source, or use the normal likelihood (--likelihood normal)"
             )
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,10 +40,15 @@ class Normal:
         mean, log_scale = self._parameters(outputs)
         return mean + torch.exp(log_scale) * torch.randn(mean.shape, generator=generator)
 
-    def validate(self, x: Array) -> None:
-        """Any finite value is fine; DataSource checks already name the ones that are not."""
-        if not (abs(x).max(initial=0.0) < math.inf):
-            raise DataError("normal likelihood needs finite values; drop or impute the others")
+    def validate(self, x: Array, first_record: int = 0) -> None:
+        """Raise DataError unless every value is finite; row 0 is called `first_record`."""
+        wrong = ~np.isfinite(x)
+        if wrong.any():
+            row, column = divmod(int(wrong.argmax()), x.shape[1])
+            raise DataError(
+                f"normal likelihood needs finite values; record {first_record + row} column {column} holds "
+                f"{x[row, column]}. Impute it, or drop the record"
+            )
 
     def _parameters(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = outputs.chunk(2, dim=-1)

@@ -54,12 +54,18 @@ class LinearRegression:
             raise DataError(
                 f"{records.interval}: expected x [n, {self.num_columns}] and y [n], got {x.shape} and {y.shape}"
             )
-        if not (np.isfinite(x).all() and np.isfinite(y).all()):
-            raise DataError(f"{records.interval}: x and y must be finite; drop or impute the records that are not")
+        both = np.column_stack([x, y])
+        if not np.isfinite(both).all():
+            row, column = divmod(int((~np.isfinite(both)).argmax()), self.num_columns + 1)
+            name = f"column {column}" if column < self.num_columns else "target y"
+            raise DataError(
+                f"{records.interval}: record {records.interval.start + row} {name} is {both[row, column]}. "
+                "Every value must be finite: impute it, or drop the record"
+            )
 
     def evidence(self, records: Records) -> NaturalParameters:
         """Natural parameters of the likelihood of the records: X'y / s^2 and X'X / s^2."""
-        x, y = records["x"], records["y"]
+        x, y = records["x"].astype(np.float64), records["y"].astype(np.float64)
         return NaturalParameters(
             {"precision_mean": x.T @ y / self.noise_variance, "precision": x.T @ x / self.noise_variance}
         )

@@ -36,7 +36,7 @@ class Likelihood(Protocol):
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor: ...
     def mean(self, outputs: Tensor) -> Tensor: ...
     def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor: ...
-    def validate(self, x: Array) -> None: ...
+    def validate(self, x: Array, first_record: int = 0) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class VAE:
                 f"{records.interval}: record {records.interval.start + row} column {column} is {x[row, column]}. "
                 "Every value must be finite: impute it, or drop the record"
             )
-        self.likelihood.validate(x)
+        self.likelihood.validate(x, records.interval.start)
 
     def terms(
         self,

@@ -46,7 +46,8 @@ class ArraySource:
             raise ConfigError(f"a source needs arrays of one length above 0, got {lengths or 'none'}")
         if self.passes < 1:
             raise ConfigError(f"a source needs at least 1 pass, got {self.passes}")
-        object.__setattr__(self, "fingerprint", fingerprint(self.fields))
+        identity = f"{fingerprint(self.fields)} seed {self.seed} scale {self.scale}"
+        object.__setattr__(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest())
 
     @property
     def num_records(self) -> int:

@@ -129,6 +129,6 @@ class InProcess:
         heapq.heappush(self._running, (self._now + duration, worker, lease, self._snapshot))
 
     def _answer(self, event: Answered, publish: bool) -> None:
-        if publish:
+        if publish and event.receipt.status != "rejected":
             self._snapshot = self._server.publish()
         self._events.append(event)

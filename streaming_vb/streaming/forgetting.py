@@ -75,7 +75,7 @@ class Window:
     fraction: float = FRACTION
 
     def describe(self) -> str:
-        return f"window:{self.minimum:g}:{self.fraction:g}"
+        return ":".join(["window", *(repr(value).removesuffix(".0") for value in (self.minimum, self.fraction))])
 
     def effective_records(self, num_records: int) -> float:
         """n_eff."""

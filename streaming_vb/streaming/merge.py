@@ -97,12 +97,12 @@ class MergeRule:
         return self.forgetting.served(state.posterior, state.prior, state.num_records)
 
     def _screen(self, state: ServerState, delta: Delta) -> None:
-        expected = {name: array.shape for name, array in state.posterior.arrays.items()}
-        got = {name: array.shape for name, array in delta.fit.natural.arrays.items()}
-        if got != expected:
-            raise MergeRejected(f"{delta.lease.interval}: shapes {got}, expected {expected}")
-        if state.fit_state.keys() != delta.fit.fit_state.keys():
-            raise MergeRejected(f"{delta.lease.interval}: fit state of another primitive")
+        for what, expected, got in (
+            ("natural parameters", state.posterior.arrays, delta.fit.natural.arrays),
+            ("fit state", state.fit_state, delta.fit.fit_state),
+        ):
+            if _form(got) != _form(expected):
+                raise MergeRejected(f"{delta.lease.interval}: {what} {_form(got)}, expected {_form(expected)}")
         for name, array in (*delta.fit.natural.arrays.items(), *delta.fit.fit_state.items()):
             if not is_finite(array):
                 raise MergeRejected(f"{delta.lease.interval}: {name} is not finite")
@@ -143,3 +143,7 @@ def average(state: FitState, local: FitState, weight: float) -> Mapping[str, Arr
 def is_finite(array: Array) -> bool:
     """Whether every value is finite (min and max carry NaN along, and need no temporary)."""
     return array.size == 0 or bool(-np.inf < array.min() and array.max() < np.inf)
+
+
+def _form(arrays: Mapping[str, Array]) -> dict[str, str]:
+    return {name: f"{array.dtype.kind}{array.shape}" for name, array in sorted(arrays.items())}

@@ -107,7 +107,9 @@ class Step:
         numbers = {"elbo": self.elbo, "step_kl": self.step_kl, "staleness_sd": self.staleness_sd}
         return {
             "status": self.status,
-            "interval": str(self.interval),
+            "partition": self.interval.partition,
+            "start": self.interval.start,
+            "stop": self.interval.stop,
             "new": self.num_new,
             "version": self.version,
             "records": self.records,
@@ -264,11 +266,12 @@ def drive(scheduler: Scheduler, engine: Engine) -> Iterator[Step]:
         records = engine.state().num_records
         while not scheduler.finished:
             event = engine.next_event()
-            for action in scheduler.handle(event):
-                engine.perform(action)
+            actions = scheduler.handle(event)
             if isinstance(event, Answered) and event.receipt.status != "duplicate":
-                yield _step(event, records, engine)
+                yield _step(event, records, engine)  # before the actions, so that a state is never ahead of its step
                 records = event.receipt.num_records
+            for action in actions:
+                engine.perform(action)
     finally:
         engine.close()
 
@@ -283,7 +286,7 @@ def record(steps: Iterator[Step], engine: Engine, prepared: Prepared) -> Iterato
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / POSTERIOR_FILE
     metrics = directory / METRICS_FILE
-    _drop_rows_after(metrics, prepared.server_state.version)
+    _drop_lost_rows(metrics, prepared.server_state.ledger)
     saved = time.monotonic()
     with open(metrics, "a", buffering=1) as file:
         try:
@@ -330,8 +333,8 @@ def _resumed(directory: Path | None, identity: Mapping[str, Any]) -> ServerState
     return state
 
 
-def _drop_rows_after(metrics: Path, version: int) -> None:
-    """Rows of merges that were lost with a killed process would otherwise stand there twice."""
+def _drop_lost_rows(metrics: Path, ledger: Ledger) -> None:
+    """Intervals whose merge was lost with a killed process are leased again; their rows would stand there twice."""
     if not metrics.exists():
         return
     kept = []
@@ -340,6 +343,7 @@ def _drop_rows_after(metrics: Path, version: int) -> None:
             row = json.loads(line)
         except json.JSONDecodeError:  # the last line of a killed process
             continue
-        if row["version"] <= version:
+        interval = Interval(ledger.source, row["partition"], row["start"], row["stop"])
+        if not any(ledger.uncovered(interval)):
             kept.append(line + "\n")
     metrics.write_text("".join(kept))

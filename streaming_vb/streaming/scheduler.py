@@ -170,6 +170,9 @@ class Asynchronous:
             case WorkerLost(worker):
                 if worker in self._idle:
                     self._idle.remove(worker)
+                for interval, (task, pushed, owner) in self._answering.items():
+                    if owner == worker:  # its push is on the way: nobody is idle after the answer
+                        self._answering[interval] = (task, pushed, None)
                 if worker in self._fitting:
                     return [*self._lose(self._fitting.pop(worker)[0]), *self._lease_out()]
             case Answered(interval, receipt):

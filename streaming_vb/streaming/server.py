@@ -38,6 +38,8 @@ class Server:
     def set_aside(self, interval: Interval, num_records: int, reason: str) -> Receipt:
         """Record in the ledger that an interval was read but not learned; the posterior does not change."""
         state = self._state
+        if state.ledger.covers(interval):
+            return Receipt("duplicate", state.version, state.num_records, 0, 0.0, 0.0)
         ledger = state.ledger.put_aside(interval, num_records, reason)
         self._state = ServerState(
             state.run_id, state.prior, state.posterior, state.fit_state, state.version, state.num_records, ledger

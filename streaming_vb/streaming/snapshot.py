@@ -98,25 +98,13 @@ def load(path: Path | str) -> PosteriorFile:
         raise IntegrityError(f"{path}: a safetensors file, but not a streaming_vb posterior (no {_KEY} description)")
     if hashlib.sha256(metadata[_KEY].encode()).hexdigest() != metadata.get("sha256"):
         raise IntegrityError(f"{path}: the description does not match its SHA-256; restore a copy of the file")
-    content = json.loads(metadata[_KEY])
-    if content["format_version"] > FORMAT_VERSION:
-        raise FormatTooNew(
-            f"{path}: written in format {content['format_version']}, this version reads up to {FORMAT_VERSION}. "
-            "Type pip install -U streaming-vb"
-        )
-    for name, expected in content["digests"].items():
-        if name not in tensors or _digest(tensors[name]) != expected:
-            raise IntegrityError(f"{path}: tensor {name} does not match its SHA-256; restore a copy of the file")
-    state = ServerState(
-        content["run_id"],
-        NaturalParameters(_part(tensors, "prior")),
-        NaturalParameters(_part(tensors, "posterior")),
-        _part(tensors, "fit_state"),
-        content["version"],
-        content["num_records"],
-        _ledger_from_plain(content["ledger"]),
-    )
-    return PosteriorFile(state, content["settings"], content["digests"])
+    try:
+        return _parsed(path, json.loads(metadata[_KEY]), tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(
+            f"{path}: the description lacks something or is of another form ({type(error).__name__}: {error}); "
+            "restore a copy of the file"
+        ) from error
 
 
 def posterior_sha256(natural: NaturalParameters) -> str:
@@ -132,9 +120,35 @@ def posterior_sha256(natural: NaturalParameters) -> str:
     return digest.hexdigest()
 
 
+def _parsed(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Array]) -> PosteriorFile:
+    if content["format_version"] > FORMAT_VERSION:
+        raise FormatTooNew(
+            f"{path}: written in format {content['format_version']}, this version reads up to {FORMAT_VERSION}. "
+            "Type pip install -U streaming-vb"
+        )
+    digests = content["digests"]
+    for name in sorted(tensors.keys() | digests.keys()):
+        if name not in tensors or name not in digests or _digest(tensors[name]) != digests[name]:
+            raise IntegrityError(f"{path}: tensor {name} does not match its SHA-256; restore a copy of the file")
+    state = ServerState(
+        content["run_id"],
+        NaturalParameters(_part(tensors, "prior")),
+        NaturalParameters(_part(tensors, "posterior")),
+        _part(tensors, "fit_state"),
+        content["version"],
+        content["num_records"],
+        _ledger_from_plain(content["ledger"]),
+    )
+    return PosteriorFile(state, content["settings"], digests)
+
+
 def _tensors(state: ServerState) -> dict[str, Array]:
     groups = {"prior": state.prior.arrays, "posterior": state.posterior.arrays, "fit_state": state.fit_state}
-    return {f"{group}.{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
+    return {
+        f"{group}.{name}": np.asarray(array, order="C")  # safetensors writes memory as it lies
+        for group, arrays in groups.items()
+        for name, array in arrays.items()
+    }
 
 
 def _part(tensors: Mapping[str, Array], group: str) -> dict[str, Array]:
@@ -142,9 +156,8 @@ def _part(tensors: Mapping[str, Array], group: str) -> dict[str, Array]:
 
 
 def _digest(array: Array) -> str:
-    contiguous = np.ascontiguousarray(array)
-    description = f"{contiguous.dtype.str} {array.shape}\n"
-    return hashlib.sha256(description.encode() + contiguous.tobytes()).hexdigest()
+    description = f"{array.dtype.str} {array.shape}\n"
+    return hashlib.sha256(description.encode() + array.tobytes()).hexdigest()
 
 
 def _ledger_to_plain(ledger: Ledger) -> dict[str, Any]:
