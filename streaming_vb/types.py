@@ -79,6 +79,10 @@ class NaturalParameters:
         """The same point in another floating-point format; arrays already in it are shared, not copied."""
         return NaturalParameters({name: array.astype(dtype, copy=False) for name, array in self.arrays.items()})
 
+    def part(self, shard: slice) -> "NaturalParameters":
+        """Views of a range of coordinates."""
+        return NaturalParameters({name: array[shard] for name, array in self.arrays.items()})
+
     def scale(self, share: float) -> "NaturalParameters":
         """`share` times the point: the part of the posterior that a worker borrows as its prior."""
         if share == 1.0:
@@ -181,6 +185,9 @@ class Family(Protocol):
     def name(self) -> str: ...
     @property
     def wire_dtype(self) -> Any: ...
+    def shards(self, natural: NaturalParameters) -> Iterator[slice]:
+        """Ranges of coordinates that can be merged each on its own; figures of a merge are sums over them."""
+
     def add(self, natural: NaturalParameters, delta: NaturalParameters) -> NaturalParameters:
         """natural + delta; neither argument is changed."""
 

@@ -4,6 +4,7 @@ Natural parameters: `precision_mean` h = Lambda m [P] and `precision` Lambda [P,
 linear-Gaussian model is of this form, so streaming it in any order and with any staleness gives the batch posterior.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,10 @@ class FullRankNormal:
     def mean(self, natural: NaturalParameters) -> Array:
         """m = Lambda^-1 h [P]."""
         return np.linalg.solve(natural["precision"], natural["precision_mean"])
+
+    def shards(self, natural: NaturalParameters) -> Iterator[slice]:
+        """All coordinates at once."""
+        yield slice(None)
 
     def add(self, natural: NaturalParameters, delta: NaturalParameters) -> NaturalParameters:
         """h + dh, Lambda + dLambda."""

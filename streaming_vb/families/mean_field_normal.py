@@ -12,8 +12,8 @@ import numpy as np
 from streaming_vb.buffers import empty_like
 from streaming_vb.types import Array, Moments, NaturalParameters
 
-_BLOCK = 32_768
-"""Weights per block: a dozen float64 temporaries of this size stay in a core's cache, which halves the time of `kl`."""
+_BLOCK = 16_384
+"""Weights per shard: a dozen float64 temporaries of this size stay in a core's cache; a merge takes half the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,13 @@ class MeanFieldNormal:
         """m = h / S [P]."""
         return np.divide(natural["precision_mean"], natural["precision"], out=empty_like(natural["precision"]))
 
+    def shards(self, natural: NaturalParameters) -> Iterator[slice]:
+        """Coordinates are independent: blocks that stay in a core's cache while a merge works on them."""
+        return (slice(start, start + _BLOCK) for start in range(0, natural["precision"].size, _BLOCK))
+
     def add(self, natural: NaturalParameters, delta: NaturalParameters) -> NaturalParameters:
         """h + dh, S + dS."""
-        return NaturalParameters(
-            {
-                name: np.add(natural[name], delta[name], out=empty_like(natural[name]))
-                for name in ("precision_mean", "precision")
-            }
-        )
+        return NaturalParameters({name: natural[name] + delta[name] for name in ("precision_mean", "precision")})
 
     def scale_evidence(self, natural: NaturalParameters, prior: NaturalParameters, factor: float) -> NaturalParameters:
         """Precision S0 + factor (S - S0) around the same mean.
@@ -57,15 +56,12 @@ class MeanFieldNormal:
         factor < 1 forgets curvature; shrinking toward the prior mean as well would pull the weights back to their
         random start.
         """
-        precision_mean, precision = empty_like(natural["precision_mean"]), empty_like(natural["precision"])
-        factor = precision.dtype.type(factor)
-        for block in _blocks(precision.size):
-            old, floor, new = natural["precision"][block], prior["precision"][block], precision[block]
-            np.subtract(old, floor, out=new)
-            new *= factor
-            new += floor
-            np.divide(new, old, out=precision_mean[block])
-            precision_mean[block] *= natural["precision_mean"][block]
+        old = natural["precision"]
+        precision = np.subtract(old, prior["precision"], out=empty_like(old))
+        precision *= old.dtype.type(factor)
+        precision += prior["precision"]
+        precision_mean = np.divide(precision, old, out=empty_like(old))
+        precision_mean *= natural["precision_mean"]
         return NaturalParameters({"precision_mean": precision_mean, "precision": precision})
 
     def kl(self, a: NaturalParameters, b: NaturalParameters) -> float:
@@ -73,25 +69,15 @@ class MeanFieldNormal:
 
         log1p keeps the digits when a and b are close, the usual case of one merge.
         """
-        total = 0.0
-        for block in _blocks(a["precision"].size):
-            precision_a, precision_b = a["precision"][block], b["precision"][block]
-            ratio = precision_b / precision_a
-            ratio -= 1.0
-            shift = a["precision_mean"][block] / precision_a
-            shift -= b["precision_mean"][block] / precision_b
-            total += float(ratio.sum() - np.log1p(ratio).sum() + np.dot(shift * precision_b, shift))
-        return 0.5 * total
+        ratio = b["precision"] / a["precision"]
+        ratio -= 1.0
+        shift = self.mean(a) - self.mean(b)
+        return 0.5 * float(ratio.sum() - np.log1p(ratio).sum() + np.dot(shift * b["precision"], shift))
 
     def distance_sd(self, natural: NaturalParameters, mean: Array) -> float:
         """sqrt(sum_j S_j (m_j - mean_j)^2): staleness in posterior standard deviations."""
-        total = 0.0
-        for block in _blocks(mean.size):
-            precision = natural["precision"][block]
-            shift = natural["precision_mean"][block] / precision
-            shift -= mean[block]
-            total += float(np.dot(shift * precision, shift))
-        return float(np.sqrt(total))
+        shift = self.mean(natural) - mean
+        return float(np.sqrt(np.dot(shift * natural["precision"], shift)))
 
     def sample(self, natural: NaturalParameters, generator: np.random.Generator) -> Array:
         """m + S^(-1/2) e, e ~ N(0, 1) [P]."""
@@ -116,7 +102,3 @@ def example() -> tuple[MeanFieldNormal, NaturalParameters, NaturalParameters]:
     a = family.natural(Moments(np.array([1.0, -2.0, 0.5]), np.array([0.5, 2.0, 1.0])))
     b = family.natural(Moments(np.array([0.0, -1.0, 3.0]), np.array([1.0, 0.25, 4.0])))
     return family, a, b
-
-
-def _blocks(size: int) -> Iterator[slice]:
-    return (slice(start, start + _BLOCK) for start in range(0, size, _BLOCK))

@@ -4,6 +4,7 @@ Its only natural parameter is the sum s [P], so integer statistics add up withou
 2^53): the family of the ledger model, in which one lost or doubled record shows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,10 @@ class UnitNormal:
     def mean(self, natural: NaturalParameters) -> Array:
         """m = s [P]."""
         return natural["sum"]
+
+    def shards(self, natural: NaturalParameters) -> Iterator[slice]:
+        """All coordinates at once."""
+        yield slice(None)
 
     def add(self, natural: NaturalParameters, delta: NaturalParameters) -> NaturalParameters:
         """s + ds."""

@@ -75,22 +75,43 @@ class MergeRule:
         except MergeRejected as error:
             return state, replace(self._receipt("rejected", state, delta), reason=str(error))
 
-        remembered = self.forgetting.forget(state.posterior, state.prior, delta.num_records, state.num_records)
-        posterior = self.family.add(remembered, delta.fit.natural)
-        if not self.family.is_normalizable(posterior):
-            reason = f"merging {interval} would make a precision non-positive or not finite"
-            return state, replace(self._receipt("rejected", state, delta), reason=reason)
         merged = ServerState(
             state.run_id,
             state.prior,
-            posterior,
+            NaturalParameters({name: empty_like(array) for name, array in state.posterior.arrays.items()}),
             average(state.fit_state, delta.fit.fit_state, delta.lease.state_weight),
             state.version + 1,
             state.num_records + delta.num_records,
             state.ledger.add(interval),
         )
+        step_kl = squared_distance = 0.0
+        for shard in self.family.shards(state.posterior):
+            figures = self._merge_shard(shard, state, delta, base_mean, merged)
+            if figures is None:
+                return state, replace(self._receipt("rejected", state, delta), reason=_why_improper(delta))
+            step_kl += figures[0]
+            squared_distance += figures[1]
         receipt = self._receipt("merged", merged, delta)
-        return merged, self._measured(receipt, state, merged, base_mean) if self.measure else receipt
+        return merged, replace(receipt, staleness_sd=math.sqrt(squared_distance), step_kl=step_kl)
+
+    def _merge_shard(
+        self, shard: slice, state: ServerState, delta: Delta, base_mean: Array | None, merged: ServerState
+    ) -> tuple[float, float] | None:
+        """Write a range of the merged posterior; its step KL and squared distance, or none where it is improper."""
+        before, prior = state.posterior.part(shard), state.prior.part(shard)
+        remembered = self.forgetting.forget(before, prior, delta.num_records, state.num_records)
+        after = self.family.add(remembered, delta.fit.natural.part(shard))
+        if not self.family.is_normalizable(after):
+            return None
+        for name, array in after.arrays.items():
+            merged.posterior[name][shard] = array
+        if not self.measure:
+            return math.nan, math.nan
+        served = self.forgetting.served(before, prior, state.num_records)
+        step_kl = self.family.kl(self.forgetting.served(after, prior, merged.num_records), served)
+        if base_mean is None:
+            return step_kl, 0.0 if delta.lease.base_version == state.version else math.nan
+        return step_kl, self.family.distance_sd(served, base_mean[shard]) ** 2
 
     def served(self, state: ServerState) -> NaturalParameters:
         """The posterior to sample, score and serve."""
@@ -103,7 +124,7 @@ class MergeRule:
         ):
             if _form(got) != _form(expected):
                 raise MergeRejected(f"{delta.lease.interval}: {what} {_form(got)}, expected {_form(expected)}")
-        for name, array in (*delta.fit.natural.arrays.items(), *delta.fit.fit_state.items()):
+        for name, array in delta.fit.fit_state.items():
             if not is_finite(array):
                 raise MergeRejected(f"{delta.lease.interval}: {name} is not finite")
 
@@ -111,12 +132,6 @@ class MergeRule:
         merges_before = state.version - 1 if status == "merged" else state.version
         staleness = merges_before - delta.lease.base_version
         return Receipt(status, state.version, state.num_records, staleness, math.nan, math.nan)
-
-    def _measured(self, receipt: Receipt, before: ServerState, after: ServerState, base_mean: Array | None) -> Receipt:
-        served_before = self.served(before)
-        staleness_sd = 0.0 if base_mean is None else self.family.distance_sd(served_before, base_mean)
-        step_kl = self.family.kl(self.served(after), served_before)
-        return replace(receipt, staleness_sd=staleness_sd, step_kl=step_kl)
 
 
 def average(state: FitState, local: FitState, weight: float) -> Mapping[str, Array]:
@@ -147,3 +162,10 @@ def is_finite(array: Array) -> bool:
 
 def _form(arrays: Mapping[str, Array]) -> dict[str, str]:
     return {name: f"{array.dtype.kind}{array.shape}" for name, array in sorted(arrays.items())}
+
+
+def _why_improper(delta: Delta) -> str:
+    broken = [name for name, array in delta.fit.natural.arrays.items() if not is_finite(array)]
+    if broken:
+        return f"{delta.lease.interval}: {', '.join(broken)} is not finite"
+    return f"merging {delta.lease.interval} would make a precision non-positive or not finite"

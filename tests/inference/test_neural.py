@@ -151,6 +151,6 @@ def test_a_fit_does_not_read_memory_that_it_has_not_written(monkeypatch: pytest.
 
 
 def test_weights_that_no_layer_uses_get_no_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
-    for fit in fits_on_clean_and_dirty_memory(WithUnusedWeights(), records_of(8), monkeypatch):
+    for fit in fits_on_clean_and_dirty_memory(WithUnusedWeights(), records_of(24), monkeypatch):
         np.testing.assert_array_equal(fit.natural["precision"][3:], [0.0, 0.0])
         assert np.all(fit.natural["precision"][:3] > 0)
