@@ -213,6 +213,9 @@ class Family(Protocol):
 class Primitive(Protocol):
     """A(C, prior): fits a local posterior to the records of one interval. No hidden state."""
 
+    def describe(self) -> Mapping[str, object]:
+        """Settings that determine a fit, for files; `primitive` is its name."""
+
     def initial_state(self) -> FitState:
         """The fit state of a run that has seen nothing."""
 

@@ -29,7 +29,7 @@ class EncoderWorker:
         self._local_update = local_update
 
     def ready(self) -> bool:
-        """Answers once the model's libraries are loaded."""
+        """Answers once the worker is up; its libraries came with the model."""
         return True
 
     def process(self, lease: Lease, snapshot: Snapshot) -> tuple[Report, Delta | None]:

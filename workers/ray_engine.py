@@ -150,17 +150,19 @@ class RayEngine:
         elapsed = time.monotonic() - self._started if self._elapsed is None else self._elapsed
         return Usage(self._busy, elapsed)
 
-    def close(self) -> None:
-        """Fetch the last state, end the actors, and leave the cluster."""
+    def close(self) -> list[Answered]:
+        """Take the answers that are on the way, fetch the last state, end the actors, and leave the cluster."""
         if self._elapsed is not None:
-            return
+            return []
         self._elapsed = time.monotonic() - self._started
         try:
+            late = [self._answered(receipt) for receipt in list(self._calls)]
             self._final_state = self.state()
         finally:
             for actor in (*self._workers.values(), self._server):
                 ray.kill(actor)
             self._disconnect()
+        return [event for event in late if event.receipt.status != "duplicate"]
 
     def _fitted(self, report_ref: Any) -> Event:
         fit = self._fits.pop(report_ref)
@@ -187,7 +189,7 @@ class RayEngine:
         self._events.append(WorkerReady(fit.worker))
         return WorkerLost(fit.worker)
 
-    def _answered(self, receipt_ref: Any) -> Event:
+    def _answered(self, receipt_ref: Any) -> Answered:
         call = self._calls.pop(receipt_ref)
         try:
             receipt = ray.get(receipt_ref)

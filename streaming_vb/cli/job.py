@@ -119,7 +119,7 @@ def _prepare(job: Job, dataset: "Dataset", output: Output) -> Prepared:
 def _config(job: Job, prepared: Prepared) -> dict[str, Any]:
     return {
         "data": {"name": job.data, "data_dir": str(job.data_dir) if job.data_dir else None},
-        "engine": {"name": job.engine, "workers": job.workers, "torch_threads_per_fit": 1},
+        "engine": {"name": job.engine, "workers": job.workers},
         "settings": asdict(prepared.settings),
         "determined_by": dict(prepared.identity),
     }

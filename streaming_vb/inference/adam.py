@@ -5,10 +5,13 @@ v <- b2 v + (1 - b2) g^2,  m <- m - a g^ / (sqrt(v^) + e),  m <- (m + k m_t) / (
 e))
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from streaming_vb.inference import neural
 from streaming_vb.models.neural import NeuralModel
@@ -41,6 +44,15 @@ class Adam:
     pull: float
     num_threads: int
 
+    def describe(self) -> Mapping[str, object]:
+        """Settings that determine a fit."""
+        return {
+            "primitive": "adam",
+            "step_size": self.step_size,
+            "pull": self.pull,
+            "torch_threads": self.num_threads,
+        }
+
     def initial_state(self) -> FitState:
         """Both moments 0, no steps taken."""
         size = self.model.layout.num_weights
@@ -56,20 +68,28 @@ class Adam:
         """H = ceil(|C| / M) steps from the prior mean."""
         momentum, squared = neural.as_tensor(fit_state, "momentum"), neural.as_tensor(fit_state, "squared")
         steps = int(fit_state["steps"])
-        scaled_prior = torch.from_numpy(prior["precision"] * np.float32(self.step_size * self.pull / len(records)))
+        scaled_prior = neural.empty(prior["precision"])
+        factor = np.float32(self.step_size * self.pull / len(records))
+        np.multiply(prior["precision"], factor, out=scaled_prior.numpy())
+        gradient = torch.zeros_like(momentum)
 
-        def step(buffers: neural.Buffers, num_records: int) -> None:
-            nonlocal steps
-            steps += 1
-            gradient = buffers.gradient.div_(num_records)
-            momentum.lerp_(gradient, 1 - MOMENTUM)
-            squared.mul_(SQUARED_DECAY).addcmul_(gradient, gradient, value=1 - SQUARED_DECAY)
-            denominator = (squared / (1 - SQUARED_DECAY**steps)).sqrt_().add_(EPSILON)
-            buffers.shift.addcdiv_(momentum, denominator, value=-self.step_size / (1 - MOMENTUM**steps))
-            buffers.shift.mul_(denominator).div_(denominator + scaled_prior)
+        def update(block: neural.Block, own: tuple[Tensor, ...], number: int) -> None:
+            _update(block, own, self.step_size, steps + number)
 
         with neural.torch_threads(self.num_threads):
-            natural, score = neural.fit(self.model, prior, served, records, seed, self.batch_size, step)
+            natural, score = neural.fit(
+                self.model,
+                prior,
+                served,
+                records,
+                seed,
+                batch_size=self.batch_size,
+                gradient=gradient,
+                decay=0.0,
+                own=(momentum, squared, scaled_prior),
+                update=update,
+            )
+        steps += math.ceil(len(records) / self.batch_size)
         state = {
             "momentum": momentum.numpy(),
             "squared": squared.numpy(),
@@ -80,3 +100,13 @@ class Adam:
     def cautious(self) -> "Adam":
         """A tenth of the step size."""
         return replace(self, step_size=self.step_size / 10)
+
+
+def _update(block: neural.Block, own: tuple[Tensor, ...], step_size: float, steps: int) -> None:
+    """The four updates of the module's docstring on one block, in place."""
+    momentum, squared, scaled_prior = own
+    momentum.lerp_(block.gradient, 1 - MOMENTUM)
+    squared.mul_(SQUARED_DECAY).addcmul_(block.gradient, block.gradient, value=1 - SQUARED_DECAY)
+    denominator = torch.div(squared, 1 - SQUARED_DECAY**steps, out=block.squared).sqrt_().add_(EPSILON)
+    block.shift.addcdiv_(momentum, denominator, value=-step_size / (1 - MOMENTUM**steps))
+    block.shift.mul_(denominator).div_(denominator.add_(scaled_prior))

@@ -1,5 +1,6 @@
 """Conjugate primitive: the evidence in closed form. It does not depend on the prior, so staleness does not matter."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,10 @@ class Conjugate:
     """Evidence of a conjugate model, and its log predictive density as score."""
 
     model: ConjugateModel
+
+    def describe(self) -> Mapping[str, object]:
+        """There is nothing to set."""
+        return {"primitive": "conjugate"}
 
     def initial_state(self) -> FitState:
         """Nothing to warm-start."""

@@ -12,6 +12,8 @@ where the unbiased Hessian estimate is, near small variances. A step costs one m
 gradient.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,8 +29,7 @@ CURVATURE_DECAY = 0.99
 INITIAL_CURVATURE = 0.1
 DAMPING = 1e-3
 TRUST_REGION = 0.05
-_BLOCK = 65_536
-"""Weights per block of the update: its seven vectors then stay in a core's cache."""
+_ONE = torch.ones(())
 
 
 def build(
@@ -63,6 +64,15 @@ class NaturalGradient:
     pull: float
     num_threads: int
 
+    def describe(self) -> Mapping[str, object]:
+        """Settings that determine a fit."""
+        return {
+            "primitive": "natural-gradient",
+            "step_size": self.step_size,
+            "pull": self.pull,
+            "torch_threads": self.num_threads,
+        }
+
     def initial_state(self) -> FitState:
         """Momentum 0, curvature 0.1, no steps taken."""
         size = self.model.layout.num_weights
@@ -78,18 +88,27 @@ class NaturalGradient:
         """H = ceil(|C| / M) steps from the prior mean."""
         momentum, curvature = neural.as_tensor(fit_state, "momentum"), neural.as_tensor(fit_state, "curvature")
         steps = int(fit_state["steps"])
-        scaled_prior = torch.from_numpy(prior["precision"] * np.float32(self.step_size * self.pull / len(records)))
+        scaled_prior = neural.empty(prior["precision"])
+        factor = np.float32(self.step_size * self.pull / len(records))
+        np.multiply(prior["precision"], factor, out=scaled_prior.numpy())
 
-        def step(buffers: neural.Buffers, num_records: int) -> None:
-            nonlocal steps
-            steps += 1
-            correction = 1.0 - MOMENTUM**steps
-            vectors = (buffers.shift, buffers.gradient, buffers.squared, momentum, curvature, scaled_prior)
-            for blocks in zip(*(vector.split(_BLOCK) for vector in vectors), strict=True):
-                _update(blocks, num_records, self.step_size, correction)
+        def update(block: neural.Block, own: tuple[Tensor, ...], number: int) -> None:
+            _update(block, own, self.step_size, 1.0 - MOMENTUM ** (steps + number))
 
         with neural.torch_threads(self.num_threads):
-            natural, score = neural.fit(self.model, prior, served, records, seed, self.batch_size, step)
+            natural, score = neural.fit(
+                self.model,
+                prior,
+                served,
+                records,
+                seed,
+                batch_size=self.batch_size,
+                gradient=momentum,
+                decay=MOMENTUM,
+                own=(curvature, scaled_prior),
+                update=update,
+            )
+        steps += math.ceil(len(records) / self.batch_size)
         state = {
             "momentum": momentum.numpy(),
             "curvature": curvature.numpy(),
@@ -102,14 +121,13 @@ class NaturalGradient:
         return replace(self, step_size=self.step_size / 10)
 
 
-def _update(blocks: tuple[Tensor, ...], num_records: int, step_size: float, correction: float) -> None:
-    """The four lines of the module's docstring on one block, in place; gradient and squared gradient are used up."""
-    shift, gradient, squared, momentum, curvature, scaled_prior = blocks
-    curvature.lerp_(squared.div_(num_records), 1 - CURVATURE_DECAY)
-    momentum.lerp_(gradient.div_(num_records), 1 - MOMENTUM)
-    denominator = torch.add(curvature, DAMPING, out=squared)
+def _update(block: neural.Block, own: tuple[Tensor, ...], step_size: float, correction: float) -> None:
+    """The last three lines of the module's docstring on one block, in place; `block.gradient` is the momentum."""
+    curvature, scaled_prior = own
+    curvature.lerp_(block.squared, 1 - CURVATURE_DECAY)
+    denominator = torch.add(curvature, DAMPING, out=block.squared)
     bound = TRUST_REGION * correction
-    move = torch.div(momentum, denominator, out=gradient).clamp_(-bound, bound)
-    shift.sub_(move, alpha=step_size / correction)
-    # (m + k m_t) / (1 + k) for the shift m - m_t: shift * denominator / (denominator + a p S_t / |C|)
-    shift.mul_(denominator).div_(denominator.add_(scaled_prior))
+    move = torch.div(block.gradient, denominator, out=block.mean).clamp_(-bound, bound)
+    # (m + k m_t) / (1 + k) for the shift m - m_t: shift / (1 + k), with k = a p S_t / (|C| denominator)
+    pull = torch.addcdiv(_ONE, scaled_prior, denominator, out=denominator)
+    block.shift.sub_(move, alpha=step_size / correction).div_(pull)

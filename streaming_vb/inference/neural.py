@@ -7,7 +7,7 @@ primitives is one function: how the mean moves.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,23 +19,36 @@ from streaming_vb.layers.linear import TapeEntry
 from streaming_vb.models.neural import NeuralModel
 from streaming_vb.objectives import elbo
 from streaming_vb.seeding import torch_generator
-from streaming_vb.types import FitState, NaturalParameters, Records
+from streaming_vb.types import Array, FitState, NaturalParameters, Records
 
 _SCORE_ROWS = 1000
 """Records scored at once: bounds memory for large intervals."""
+_BLOCK = 131_072
+"""Weights per block of an update: its vectors stay near the core from one line to the next, and calls stay few."""
 
 
-@dataclass(slots=True, eq=False)
-class Buffers:
-    """Vectors [P] that a step reads and writes; `shift` is m - m_t, the move away from the prior mean."""
+class Block(NamedTuple):
+    """Views of one block of the vectors [P] of a fit.
 
+    Attributes:
+        start: m_t, the prior mean.
+        shift: m - m_t, what an update moves.
+        mean: m; rewritten after every update, which may use it as room.
+        gradient: moving average of the mean gradient over minibatches.
+        squared: mean over the minibatch of the squared per-record gradients; an update may use it as room.
+        evidence: F, sum of the squared gradients so far.
+    """
+
+    start: Tensor
     shift: Tensor
+    mean: Tensor
     gradient: Tensor
     squared: Tensor
+    evidence: Tensor
 
 
-Step = Callable[[Buffers, int], None]
-"""Move `shift`, given gradient and squared gradient (sums over the minibatch) and the minibatch size M."""
+Update = Callable[[Block, tuple[Tensor, ...], int], None]
+"""Move `shift` in place: given a block, that of the primitive's own vectors, and the step's number (from 1)."""
 
 
 def fit(
@@ -44,35 +57,50 @@ def fit(
     served: NaturalParameters,
     records: Records,
     seed: int,
+    *,
     batch_size: int,
-    step: Step,
+    gradient: Tensor,
+    decay: float,
+    own: tuple[Tensor, ...],
+    update: Update,
 ) -> tuple[NaturalParameters, float]:
     """Evidence of the records and their score at the snapshot (nats per record).
 
     The evidence is d(precision) = F and d(precision mean) = S_t (m_loc - m_t) + F m_loc, with F summed over the steps,
     each at its own weights and noise, and S_t the precision of `prior`: this form has no cancellation.
-    """
-    x = torch.from_numpy(np.array(records["x"], dtype=np.float32))
-    vectors = [torch.from_numpy(empty_like(prior["precision"], np.float32)) for _ in range(7)]
-    mean_start, variance, mean, evidence, shift, gradient, squared = vectors
-    np.divide(prior["precision_mean"], prior["precision"], out=mean_start.numpy())
-    np.divide(np.float32(1), served["precision"], out=variance.numpy())
-    layout = model.layout
-    score = score_at_mean(model, layout, mean_start, x, torch_generator(seed, "score"))
 
-    mean.copy_(mean_start)
+    Args:
+        batch_size: M, records per step.
+        gradient: [P]; a step makes it decay gradient + (1 - decay) (mean gradient of the minibatch).
+        decay: of that moving average; 0 for the gradient alone.
+        own: the primitive's own vectors [P], which its update reads and writes.
+        update: how the mean moves.
+    """
+    x = torch.from_numpy(np.require(records["x"], np.float32, "W"))
+    start, variance, mean, shift, squared, evidence = (empty(prior["precision"]) for _ in range(6))
+    np.divide(prior["precision_mean"], prior["precision"], out=start.numpy())
+    layout = model.layout
+    score = score_at_mean(model, layout, start, x, torch_generator(seed, "score"))
+
+    np.divide(np.float32(1), served["precision"], out=variance.numpy())
+    mean.copy_(start)
+    shift.zero_()
     evidence.zero_()
     weights = Weights(layout.views(mean), layout.views(variance))
-    buffers = Buffers(shift.zero_(), gradient, squared)
     views = layout.views(gradient), layout.views(squared)
+    blocks = [Block(*parts) for parts in _blocks(start, shift, mean, gradient, squared, evidence)]
+    own_blocks = _blocks(*own)
     generator = torch_generator(seed, "noise")
-    for minibatch in x.split(batch_size):
-        _differentiate(model, weights, minibatch, generator, *views)
-        evidence += squared
-        step(buffers, len(minibatch))
-        torch.add(mean_start, shift, out=mean)
+    for number, minibatch in enumerate(x.split(batch_size), start=1):
+        squared.zero_()  # weights that no layer used have no evidence
+        _differentiate(model, weights, minibatch, generator, *views, decay)
+        for block, own_block in zip(blocks, own_blocks, strict=True):
+            block.evidence.add_(block.squared, alpha=len(minibatch))
+            update(block, own_block, number)
+            torch.add(block.start, block.shift, out=block.mean)
 
-    precision_mean = np.multiply(prior["precision"], shift.numpy(), out=shift.numpy())
+    precision_mean = shift.numpy()
+    np.multiply(precision_mean, prior["precision"], out=precision_mean)
     precision_mean += mean.mul_(evidence).numpy()
     return NaturalParameters({"precision_mean": precision_mean, "precision": evidence.numpy()}), score
 
@@ -92,15 +120,20 @@ def _differentiate(
     generator: torch.Generator,
     gradient: dict[str, Tensor],
     squared: dict[str, Tensor],
+    decay: float,
 ) -> None:
-    """Write the gradient of -sum ELBO, and the sum of squared per-record gradients, to the views."""
+    """Add the mean gradient of -ELBO to its moving average, and write the mean of squared per-record gradients."""
     tape: list[TapeEntry] = []
     loss = -elbo(model.terms(weights, x, generator, tape=tape)).sum()
     gradients_u = torch.autograd.grad(loss, [entry.preactivations for entry in tape])
     with torch.no_grad():
         for entry, u in zip(tape, gradients_u, strict=True):
-            entry.layer.gradient(entry, u, gradient)
-            entry.layer.squared_gradient(entry, u, squared)
+            entry.layer.gradient(entry, u, gradient, decay=decay, weight=(1 - decay) / len(x))
+            entry.layer.squared_gradient(entry, u, squared, weight=1 / len(x))
+
+
+def _blocks(*vectors: Tensor) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(vector.split(_BLOCK) for vector in vectors), strict=True))
 
 
 @contextmanager
@@ -116,6 +149,11 @@ def torch_threads(count: int) -> Iterator[None]:
 
 def as_tensor(state: FitState, name: str) -> Tensor:
     """A writable copy of an array of the fit state; the snapshot's own array is shared and read-only."""
-    copy = empty_like(state[name], np.float32)
-    np.copyto(copy, state[name])
-    return torch.from_numpy(copy)
+    tensor = empty(state[name])
+    np.copyto(tensor.numpy(), state[name])
+    return tensor
+
+
+def empty(like: Array) -> Tensor:
+    """An uninitialised float32 tensor; its memory was in use before, so it costs no page faults."""
+    return torch.from_numpy(empty_like(like, np.float32))

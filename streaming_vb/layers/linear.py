@@ -82,16 +82,21 @@ class Linear:
             tape.append(TapeEntry(self, inputs.detach(), squared_inputs, preactivations))
         return preactivations
 
-    def gradient(self, entry: TapeEntry, u: Tensor, out: dict[str, Tensor]) -> None:
-        """Write sum_i u_i a_i' and sum_i u_i to `out`, for gradients u [B, O] of the pre-activations."""
-        torch.mm(u.T, entry.inputs, out=out[self.weight])
-        torch.sum(u, 0, out=out[self.bias])
+    def gradient(
+        self, entry: TapeEntry, u: Tensor, out: dict[str, Tensor], *, decay: float = 0.0, weight: float = 1.0
+    ) -> None:
+        """out <- decay out + weight sum_i u_i a_i' (and sum_i u_i), for gradients u [B, O] of the pre-activations.
 
-    def squared_gradient(self, entry: TapeEntry, u: Tensor, out: dict[str, Tensor]) -> None:
-        """Write the diagonal of sum_i g_i g_i' to `out`: (U * U)' (A * A), one product and no second pass."""
+        A moving average of gradients thus costs no pass over the weights: the matrix product adds to it.
+        """
+        out[self.weight].addmm_(u.T, entry.inputs, beta=decay, alpha=weight)
+        out[self.bias].addmv_(u.T, u.new_ones(len(u)), beta=decay, alpha=weight)
+
+    def squared_gradient(self, entry: TapeEntry, u: Tensor, out: dict[str, Tensor], *, weight: float = 1.0) -> None:
+        """out <- weight times the diagonal of sum_i g_i g_i': (U * U)' (A * A), one product and no second pass."""
         squared = u.square()
-        torch.mm(squared.T, entry.squared_inputs, out=out[self.weight])
-        torch.sum(squared, 0, out=out[self.bias])
+        out[self.weight].addmm_(squared.T, entry.squared_inputs, beta=0.0, alpha=weight)
+        torch.mul(squared.sum(0), weight, out=out[self.bias])
 
 
 class _LocalReparameterization(torch.autograd.Function):

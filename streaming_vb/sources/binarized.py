@@ -5,7 +5,7 @@ bits.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,16 +30,18 @@ class BinarizedSource:
 
     @property
     def fingerprint(self) -> str:
-        """That of the source: binarization adds noise, not content."""
-        return self.source.fingerprint
+        """That of the source and of the noise."""
+        return f"{self.source.fingerprint}-binarized-{self.seed}"
 
     def intervals(self, cursor: Mapping[str, int], max_records: int) -> Iterator[Interval]:
-        """The source's intervals."""
-        return self.source.intervals(cursor, max_records)
+        """The source's intervals, under this name."""
+        for interval in self.source.intervals(cursor, max_records):
+            yield replace(interval, source=self.fingerprint)
 
     def read(self, interval: Interval) -> Records:
         """The source's records with x drawn."""
-        records = self.source.read(interval)
+        inner = interval.source.removesuffix(f"-binarized-{self.seed}")
+        records = self.source.read(replace(interval, source=inner))
         key = derive(self.seed, "binarize", interval.source, interval.partition)
         return Records(interval, {**records.fields, "x": binarize(records["x"], key, interval.start)})
 

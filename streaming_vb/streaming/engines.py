@@ -59,8 +59,8 @@ class Engine(Protocol):
     def usage(self) -> Usage:
         """How busy the workers were."""
 
-    def close(self) -> None:
-        """Release workers."""
+    def close(self) -> list[Answered]:
+        """Release workers; returns answers that nobody has taken yet. `score`, `state` and `usage` go on working."""
 
 
 class InProcess:
@@ -119,8 +119,9 @@ class InProcess:
         """Virtual minibatches."""
         return Usage(self._busy, self._now)
 
-    def close(self) -> None:
-        """Nothing to release."""
+    def close(self) -> list[Answered]:
+        """Nothing to release, and nothing happens here unasked."""
+        return []
 
     def _start(self, worker: int, lease: Lease) -> None:
         steps = np.ceil((lease.interval.stop - lease.interval.start) / self._batch_size)

@@ -11,7 +11,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from streaming_vb.streaming.engines import Engine, InProcess
 from streaming_vb.streaming.ledger import Ledger
 from streaming_vb.streaming.local_update import LocalUpdate
 from streaming_vb.streaming.merge import MergeRule, ServerState
-from streaming_vb.streaming.scheduler import Answered, Asynchronous, Ordered, Scheduler
+from streaming_vb.streaming.scheduler import Answered, Asynchronous, Ordered, Scheduler, StartFit
 from streaming_vb.streaming.server import Server
 from streaming_vb.types import Interval, Model, Primitive, Source
 
@@ -222,7 +221,7 @@ def prepare(
         **{name: value for name, value in asdict(resolved).items() if name != "records"},
         **model.describe(),
         "family": family.name,
-        "primitive": type(chosen).__name__,
+        **chosen.describe(),
         "source": source.fingerprint,
     }
     directory = Path(run_dir) if run_dir is not None else None
@@ -262,43 +261,53 @@ def remaining(source: Source, ledger: Ledger, max_records: int, records: int | N
 
 def drive(scheduler: Scheduler, engine: Engine) -> Iterator[Step]:
     """Run a scheduler on an engine to its end; yields one `Step` per answer of the server."""
-    try:
-        records = engine.state().num_records
-        while not scheduler.finished:
-            event = engine.next_event()
-            actions = scheduler.handle(event)
-            if isinstance(event, Answered) and event.receipt.status != "duplicate":
-                yield _step(event, records, engine)  # before the actions, so that a state is never ahead of its step
-                records = event.receipt.num_records
-            for action in actions:
+    records = engine.state().num_records
+    while not scheduler.finished:
+        event = engine.next_event()
+        actions = scheduler.handle(event)
+        # Fits go out before the caller looks at the step, so that workers do not wait for it; pushes go out after it,
+        # so that the state is never ahead of the step.
+        for action in actions:
+            if isinstance(action, StartFit):
                 engine.perform(action)
-    finally:
-        engine.close()
+        if isinstance(event, Answered) and event.receipt.status != "duplicate":
+            yield _step(event, records, engine)
+            records = event.receipt.num_records
+        for action in actions:
+            if not isinstance(action, StartFit):
+                engine.perform(action)
 
 
 def record(steps: Iterator[Step], engine: Engine, prepared: Prepared) -> Iterator[Step]:
-    """Pass steps on, and keep posterior and metrics in the run directory: every 30 s, and when the caller stops for any
-    reason."""
+    """Pass steps on, and close the engine when the caller stops for any reason.
+
+    Where the run has a directory, posterior and metrics are kept there: every 30 s, and at the end.
+    """
     directory = prepared.run_dir
     if directory is None:
-        yield from steps
+        try:
+            yield from steps
+        finally:
+            engine.close()
         return
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / POSTERIOR_FILE
     metrics = directory / METRICS_FILE
     _drop_lost_rows(metrics, prepared.server_state.ledger)
-    saved = time.monotonic()
+    saved, records = time.monotonic(), prepared.server_state.num_records
     with open(metrics, "a", buffering=1) as file:
         try:
-            with closing(steps):  # type: ignore[type-var]
-                for step in steps:
-                    file.write(json.dumps(step.row()) + "\n")
-                    if time.monotonic() - saved > SAVE_EVERY:
-                        snapshot.save(path, engine.state(), prepared.identity)
-                        saved = time.monotonic()
-                    yield step
+            for step in steps:
+                file.write(json.dumps(step.row()) + "\n")
+                records = step.records
+                if time.monotonic() - saved > SAVE_EVERY:
+                    snapshot.save(directory / POSTERIOR_FILE, engine.state(), prepared.identity)
+                    saved = time.monotonic()
+                yield step
         finally:
-            snapshot.save(path, engine.state(), prepared.identity)
+            for event in engine.close():  # merged, and not yet seen when the caller stopped
+                file.write(json.dumps(_step(event, records, engine).row()) + "\n")
+                records = event.receipt.num_records
+            snapshot.save(directory / POSTERIOR_FILE, engine.state(), prepared.identity)
 
 
 def _step(event: Answered, records_before: int, engine: Engine) -> Step:

@@ -31,15 +31,33 @@ class WithUnusedWeights(LinearLoss):
         return self.family.natural(Moments(np.zeros(5), np.ones(5)))
 
 
-def first_gradients(served: NaturalParameters, seed: int, batch_size: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """Gradient and squared gradient that the first step of a fit gets."""
+def stay(block: neural.Block, own: tuple[torch.Tensor, ...], number: int) -> None:
+    """An update that does not move."""
+
+
+def fit(
+    prior: NaturalParameters,
+    served: NaturalParameters,
+    seed: int = 1,
+    batch_size: int = 10,
+    update: neural.Update = stay,
+    records: Records = RECORDS,
+) -> tuple[NaturalParameters, float]:
+    """A fit whose primitive keeps nothing of its own."""
+    gradient = torch.zeros(MODEL.layout.num_weights)
+    frame = {"batch_size": batch_size, "gradient": gradient, "decay": 0.0, "own": (gradient,), "update": update}
+    return neural.fit(MODEL, prior, served, records, seed, **frame)
+
+
+def first_gradient(served: NaturalParameters, seed: int) -> np.ndarray:
+    """Gradient, summed over all records, that the first step of a fit gets."""
     seen: list[np.ndarray] = []
 
-    def step(buffers: neural.Buffers, num_records: int) -> None:
-        seen.append(np.stack([buffers.gradient.numpy(), buffers.squared.numpy()]))
+    def update(block: neural.Block, own: tuple[torch.Tensor, ...], number: int) -> None:
+        seen.append(block.gradient.numpy() * len(RECORDS))
 
-    neural.fit(MODEL, PRIOR, served, RECORDS, seed, batch_size, step)
-    return seen[0][0], seen[0][1]
+    fit(PRIOR, served, seed, len(RECORDS), update)
+    return seen[0]
 
 
 def sharpened(natural: NaturalParameters, factor: float) -> NaturalParameters:
@@ -48,43 +66,44 @@ def sharpened(natural: NaturalParameters, factor: float) -> NaturalParameters:
 
 
 def test_a_fit_takes_one_step_per_minibatch() -> None:
-    sizes: list[int] = []
-    neural.fit(MODEL, PRIOR, PRIOR, RECORDS, 1, 10, lambda buffers, num_records: sizes.append(num_records))
-    assert sizes == [10, 10, 4]
+    numbers: list[int] = []
+    fit(PRIOR, PRIOR, update=lambda block, own, number: numbers.append(number))
+    assert len(RECORDS) == 24
+    assert numbers == [1, 2, 3]
 
 
 def test_evidence_is_the_squared_gradient_summed_over_the_steps() -> None:
     total = np.zeros(MODEL.layout.num_weights, np.float32)
 
-    def step(buffers: neural.Buffers, num_records: int) -> None:
+    def update(block: neural.Block, own: tuple[torch.Tensor, ...], number: int) -> None:
         nonlocal total
-        total = total + buffers.squared.numpy()
+        total = total + block.squared.numpy() * (10, 10, 4)[number - 1]
 
-    natural, _ = neural.fit(MODEL, PRIOR, PRIOR, RECORDS, 1, 10, step)
-    np.testing.assert_array_equal(natural["precision"], total)
+    natural, _ = fit(PRIOR, PRIOR, update=update)
+    np.testing.assert_allclose(natural["precision"], total, rtol=1e-6)
 
 
 def test_a_fit_that_does_not_move_confirms_the_prior_mean() -> None:
-    natural, _ = neural.fit(MODEL, PRIOR, PRIOR, RECORDS, 1, 10, lambda buffers, num_records: None)
+    natural, _ = fit(PRIOR, PRIOR)
     np.testing.assert_allclose(natural["precision_mean"], natural["precision"] * MODEL.family.mean(PRIOR), rtol=1e-5)
 
 
 def test_the_share_of_the_prior_does_not_change_where_a_fit_starts() -> None:
     noise = sharpened(PRIOR, 1e6)
-    whole, _ = neural.fit(MODEL, PRIOR, noise, RECORDS, 1, 24, lambda buffers, num_records: None)
-    part, _ = neural.fit(MODEL, PRIOR.scale(0.25), noise, RECORDS, 1, 24, lambda buffers, num_records: None)
+    whole, _ = fit(PRIOR, noise)
+    part, _ = fit(PRIOR.scale(0.25), noise)
     np.testing.assert_allclose(part["precision"], whole["precision"], rtol=1e-3)
 
 
 def test_noise_is_drawn_from_the_served_posterior_and_not_from_the_prior() -> None:
-    quiet = [first_gradients(sharpened(PRIOR, 1e10), seed)[0] for seed in range(30)]
-    noisy = [first_gradients(sharpened(PRIOR, 0.1), seed)[0] for seed in range(30)]
+    quiet = [first_gradient(sharpened(PRIOR, 1e10), seed) for seed in range(30)]
+    noisy = [first_gradient(sharpened(PRIOR, 0.1), seed) for seed in range(30)]
     assert np.std(noisy, axis=0).mean() > 1.5 * np.std(quiet, axis=0).mean()
 
 
 def test_the_gradient_is_that_of_the_bound_under_sampled_weights() -> None:
     """Local reparameterization against autograd through explicit weight draws, one draw per record and repetition."""
-    local = np.stack([first_gradients(PRIOR, seed)[0] for seed in range(400)])
+    local = np.stack([first_gradient(PRIOR, seed) for seed in range(400)])
     moments = MODEL.family.moments(PRIOR)
     mean, variance = torch.from_numpy(moments.mean), torch.from_numpy(moments.variance)
     generator, x = torch.Generator().manual_seed(3), torch.from_numpy(RECORDS["x"])
@@ -104,15 +123,13 @@ def test_the_score_is_the_elbo_at_the_mean_of_the_snapshot() -> None:
     x = torch.from_numpy(RECORDS["x"])
     terms = MODEL.terms(Weights(MODEL.layout.views(mean)), x, torch.Generator().manual_seed(0), num_samples=2000)
     expected = float(elbo(terms).mean())
-    scores = np.array(
-        [neural.fit(MODEL, PRIOR, PRIOR, RECORDS, seed, 24, lambda buffers, n: None)[1] for seed in range(200)]
-    )
+    scores = np.array([fit(PRIOR, PRIOR, seed)[1] for seed in range(200)])
     assert deviations(scores, np.asarray(expected)) < STANDARD_ERRORS
 
 
 def test_long_intervals_are_scored_in_parts() -> None:
     records = example_records(MODEL, 2500)
-    _, score = neural.fit(MODEL, PRIOR, PRIOR, records, 1, 2500, lambda buffers, n: None)
+    _, score = fit(PRIOR, PRIOR, batch_size=2500, records=records)
     assert np.isfinite(score)
 
 

@@ -61,6 +61,9 @@ class Broken:
     heals: bool = False
     is_cautious: bool = False
 
+    def describe(self) -> dict[str, object]:
+        return {"primitive": "stub"}
+
     def initial_state(self) -> FitState:
         return {"steps": np.zeros((), np.int64)}
 

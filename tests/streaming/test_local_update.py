@@ -41,6 +41,9 @@ class Recorder:
         natural = NaturalParameters({"precision_mean": np.ones(2), "precision": np.full(2, self.evidence)})
         return Fit(natural, {"momentum": np.full(2, self.momentum)}, -1.5)
 
+    def describe(self) -> dict[str, object]:
+        return {"primitive": "stub"}
+
     def initial_state(self) -> FitState:
         return {"momentum": np.zeros(2)}
 

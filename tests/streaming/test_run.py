@@ -252,7 +252,7 @@ def test_another_model_source_or_primitive_is_named_when_a_run_is_resumed(starte
         run(VAE(6, hidden=(5,), latent=3), binary_source(190), ORDERED, run_dir=started)
     with pytest.raises(ResumeMismatch, match="now source ="):
         run(SMALL_VAE, binary_source(180), ORDERED, run_dir=started)
-    with pytest.raises(ResumeMismatch, match="primitive = NaturalGradient, now primitive = Adam"):
+    with pytest.raises(ResumeMismatch, match="primitive = natural-gradient, now primitive = adam"):
         run(SMALL_VAE, binary_source(190), ORDERED, primitive=adam.build(SMALL_VAE), run_dir=started)
 
 

@@ -1,6 +1,7 @@
 """The engine on a real local Ray: exact counting, one posterior for any number of workers, and a worker killed
 mid-run."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from streaming_vb.sources.binarized import BinarizedSource
 from streaming_vb.sources.integers import IntegerSource
 from streaming_vb.streaming import run as streaming
 from streaming_vb.streaming.run import Settings
-from streaming_vb.streaming.snapshot import posterior_sha256
+from streaming_vb.streaming.snapshot import load, posterior_sha256
 from workers import asynchronous, synchronous
 from workers.ray_engine import RayEngine
 
@@ -119,3 +120,15 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     for block in blocks:
         exec(block, names)
     assert names["step"].records == 5_000
+
+
+def test_metrics_and_posterior_agree_where_a_caller_stops_early(tmp_path: Path) -> None:
+    source = IntegerSource(records_per_partition=50_000)
+    steps = asynchronous.run(LedgerModel(), source, Settings(ramp=0), workers=3, run_dir=tmp_path)
+    for _ in range(7):
+        next(steps)
+    steps.close()
+    state = load(tmp_path / "posterior.safetensors").state
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["version"] for row in rows] == list(range(1, state.version + 1))
+    assert sum(row["new"] for row in rows) == state.num_records
