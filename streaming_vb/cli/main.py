@@ -60,6 +60,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader of stdout went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:  # no space, no permission, a file where a folder should be
+        code = _one_line(f"{error.filename}: {error.strerror}. Free space, or give a path that can be written", 2)
     except Exception:
         code = _one_line(f"a bug in streaming-vb; please report it with {_write_traceback()}", 1)
     sys.exit(code)

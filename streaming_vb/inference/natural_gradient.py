@@ -12,17 +12,11 @@ where the unbiased Hessian estimate is, near small variances. A step costs one m
 gradient.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from streaming_vb.inference import neural
+from streaming_vb.inference.neural import Block, GradientPrimitive, Rule
 from streaming_vb.models.neural import NeuralModel
-from streaming_vb.types import Fit, FitState, NaturalParameters, Records
 
 MOMENTUM = 0.9
 CURVATURE_DECAY = 0.99
@@ -39,7 +33,7 @@ def build(
     step_size: float = 0.05,
     pull: float = 0.1,
     num_threads: int = 1,
-) -> "NaturalGradient":
+) -> GradientPrimitive:
     """The natural-gradient primitive of a model.
 
     Args:
@@ -51,79 +45,13 @@ def build(
             -103.1; eight asynchronous workers, 300,000 records -104.4 / -103.6 / -104.4.
         num_threads: torch threads of a fit; part of the settings, because it changes float sums.
     """
-    return NaturalGradient(model, batch_size, step_size, pull, num_threads)
+    return GradientPrimitive(model, RULE, batch_size, step_size, pull, num_threads)
 
 
-@dataclass(frozen=True, slots=True)
-class NaturalGradient:
-    """Bound settings; see `build`."""
-
-    model: NeuralModel
-    batch_size: int
-    step_size: float
-    pull: float
-    num_threads: int
-
-    def describe(self) -> Mapping[str, object]:
-        """Settings that determine a fit."""
-        return {
-            "primitive": "natural-gradient",
-            "step_size": self.step_size,
-            "pull": self.pull,
-            "torch_threads": self.num_threads,
-        }
-
-    def initial_state(self) -> FitState:
-        """Momentum 0, curvature 0.1, no steps taken."""
-        size = self.model.layout.num_weights
-        return {
-            "momentum": np.zeros(size, np.float32),
-            "curvature": np.full(size, INITIAL_CURVATURE, np.float32),
-            "steps": np.zeros((), np.int64),
-        }
-
-    def __call__(
-        self, prior: NaturalParameters, served: NaturalParameters, fit_state: FitState, records: Records, seed: int
-    ) -> Fit:
-        """H = ceil(|C| / M) steps from the prior mean."""
-        momentum, curvature = neural.as_tensor(fit_state, "momentum"), neural.as_tensor(fit_state, "curvature")
-        steps = int(fit_state["steps"])
-        scaled_prior = neural.empty(prior["precision"])
-        factor = np.float32(self.step_size * self.pull / len(records))
-        np.multiply(prior["precision"], factor, out=scaled_prior.numpy())
-
-        def update(block: neural.Block, own: tuple[Tensor, ...], number: int) -> None:
-            _update(block, own, self.step_size, 1.0 - MOMENTUM ** (steps + number))
-
-        with neural.torch_threads(self.num_threads):
-            natural, score = neural.fit(
-                self.model,
-                prior,
-                served,
-                records,
-                seed,
-                batch_size=self.batch_size,
-                gradient=momentum,
-                decay=MOMENTUM,
-                own=(curvature, scaled_prior),
-                update=update,
-            )
-        steps += math.ceil(len(records) / self.batch_size)
-        state = {
-            "momentum": momentum.numpy(),
-            "curvature": curvature.numpy(),
-            "steps": np.asarray(steps, np.int64),
-        }
-        return Fit(natural, state, score)
-
-    def cautious(self) -> "NaturalGradient":
-        """A tenth of the step size."""
-        return replace(self, step_size=self.step_size / 10)
-
-
-def _update(block: neural.Block, own: tuple[Tensor, ...], step_size: float, correction: float) -> None:
-    """The last three lines of the module's docstring on one block, in place; `block.gradient` is the momentum."""
+def _move(block: Block, own: tuple[Tensor, ...], step_size: float, steps: int) -> None:
+    """The lines of the module's docstring on one block, in place; `block.gradient` is the momentum."""
     curvature, scaled_prior = own
+    correction = 1.0 - MOMENTUM**steps
     curvature.lerp_(block.squared, 1 - CURVATURE_DECAY)
     denominator = torch.add(curvature, DAMPING, out=block.squared)
     bound = TRUST_REGION * correction
@@ -131,3 +59,6 @@ def _update(block: neural.Block, own: tuple[Tensor, ...], step_size: float, corr
     # (m + k m_t) / (1 + k) for the shift m - m_t: shift / (1 + k), with k = a p S_t / (|C| denominator)
     pull = torch.addcdiv(_ONE, scaled_prior, denominator, out=denominator)
     block.shift.sub_(move, alpha=step_size / correction).div_(pull)
+
+
+RULE = Rule("natural-gradient", {"momentum": 0.0, "curvature": INITIAL_CURVATURE}, MOMENTUM, _move)

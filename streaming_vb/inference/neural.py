@@ -5,8 +5,10 @@ pre-activations, and reads off the gradient and the diagonal of the per-record s
 primitives is one function: how the mean moves.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ from streaming_vb.layers.linear import TapeEntry
 from streaming_vb.models.neural import NeuralModel
 from streaming_vb.objectives import elbo
 from streaming_vb.seeding import torch_generator
-from streaming_vb.types import Array, FitState, NaturalParameters, Records
+from streaming_vb.types import Array, Fit, FitState, NaturalParameters, Records
 
 _SCORE_ROWS = 1000
 """Records scored at once: bounds memory for large intervals."""
@@ -51,6 +53,94 @@ Update = Callable[[Block, tuple[Tensor, ...], int], None]
 """Move `shift` in place: given a block, that of the primitive's own vectors, and the step's number (from 1)."""
 
 
+class Rule(NamedTuple):
+    """What differs between gradient primitives: how the mean moves.
+
+    Attributes:
+        name: as a user types it.
+        initial: vectors of the fit state by name, and their value at the very start. One of them is the momentum.
+        decay: of the momentum where the frame keeps it, as `Block.gradient`; 0 where the rule does, which then sees the
+            gradient there.
+        move: (block, own vectors and a p S_t / |C|, step size, steps of the whole run) moves `block.shift` in place.
+    """
+
+    name: str
+    initial: Mapping[str, float]
+    decay: float
+    move: Callable[[Block, tuple[Tensor, ...], float, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GradientPrimitive:
+    """A local fit by gradient steps; settings are bound by the `build` of a rule's module.
+
+    Attributes:
+        model: what to fit.
+        rule: how the mean moves.
+        batch_size: M, records per local step.
+        step_size: a.
+        pull: p, strength of the proximal pull to the prior mean.
+        num_threads: torch threads of a fit; part of the settings, because it changes float sums.
+    """
+
+    model: NeuralModel
+    rule: Rule
+    batch_size: int
+    step_size: float
+    pull: float
+    num_threads: int
+
+    def describe(self) -> Mapping[str, object]:
+        """Settings that determine a fit."""
+        return {
+            "primitive": self.rule.name,
+            "step_size": self.step_size,
+            "pull": self.pull,
+            "torch_threads": self.num_threads,
+        }
+
+    def initial_state(self) -> FitState:
+        """The rule's vectors, and no steps taken."""
+        size = self.model.layout.num_weights
+        vectors = {name: np.full(size, value, np.float32) for name, value in self.rule.initial.items()}
+        return {**vectors, "steps": np.zeros((), np.int64)}
+
+    def __call__(
+        self, prior: NaturalParameters, served: NaturalParameters, fit_state: FitState, records: Records, seed: int
+    ) -> Fit:
+        """H = ceil(|C| / M) steps from the prior mean."""
+        steps = int(fit_state["steps"])
+        vectors = {name: _writable(fit_state[name]) for name in self.rule.initial}
+        scaled_prior = _empty(prior["precision"])
+        factor = np.float32(self.step_size * self.pull / len(records))
+        np.multiply(prior["precision"], factor, out=scaled_prior.numpy())
+        kept = "momentum" if self.rule.decay else None  # by the frame
+
+        def update(block: Block, own: tuple[Tensor, ...], number: int) -> None:
+            self.rule.move(block, own, self.step_size, steps + number)
+
+        with torch_threads(self.num_threads):
+            natural, score = fit(
+                self.model,
+                prior,
+                served,
+                records,
+                seed,
+                batch_size=self.batch_size,
+                gradient=vectors[kept] if kept else torch.zeros_like(scaled_prior),
+                decay=self.rule.decay,
+                own=(*(vector for name, vector in vectors.items() if name != kept), scaled_prior),
+                update=update,
+            )
+        steps += math.ceil(len(records) / self.batch_size)
+        arrays = {name: vector.numpy() for name, vector in vectors.items()}
+        return Fit(natural, {**arrays, "steps": np.asarray(steps, np.int64)}, score)
+
+    def cautious(self) -> "GradientPrimitive":
+        """A tenth of the step size."""
+        return replace(self, step_size=self.step_size / 10)
+
+
 def fit(
     model: NeuralModel,
     prior: NaturalParameters,
@@ -77,7 +167,7 @@ def fit(
         update: how the mean moves.
     """
     x = torch.from_numpy(np.require(records["x"], np.float32, "W"))
-    start, variance, mean, shift, squared, evidence = (empty(prior["precision"]) for _ in range(6))
+    start, variance, mean, shift, squared, evidence = (_empty(prior["precision"]) for _ in range(6))
     np.divide(prior["precision_mean"], prior["precision"], out=start.numpy())
     layout = model.layout
     score = score_at_mean(model, layout, start, x, torch_generator(seed, "score"))
@@ -147,13 +237,13 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def as_tensor(state: FitState, name: str) -> Tensor:
-    """A writable copy of an array of the fit state; the snapshot's own array is shared and read-only."""
-    tensor = empty(state[name])
-    np.copyto(tensor.numpy(), state[name])
+def _writable(array: Array) -> Tensor:
+    """A copy of an array of the fit state; the snapshot's own array is shared and read-only."""
+    tensor = _empty(array)
+    np.copyto(tensor.numpy(), array)
     return tensor
 
 
-def empty(like: Array) -> Tensor:
+def _empty(like: Array) -> Tensor:
     """An uninitialised float32 tensor; its memory was in use before, so it costs no page faults."""
     return torch.from_numpy(empty_like(like, np.float32))

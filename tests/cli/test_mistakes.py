@@ -119,6 +119,12 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def test_a_run_directory_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = mistake("fit", "digits", *SMALL, "--run-dir", tmp_path / "file", code=2)
+    assert f"{tmp_path / 'file'}: File exists" in line
+
+
 def test_an_empty_data_dir(tmp_path: Path) -> None:
     line = mistake("fit", "mnist", "--data-dir", tmp_path, code=3)
     assert "expected train-images-idx3-ubyte.gz of mnist there, found none" in line
