@@ -232,7 +232,7 @@ def _progressive(rows: list[dict[str, Any]]) -> float | None:
 def _summary(values: Mapping[str, Any], num_held_out: int, drawn: str) -> str:
     directory = values["run_dir"]
     aside = f", {values['set_aside']:,} set aside" if values["set_aside"] else ""
-    speed = f"{values['version']:,} merges, {values['seconds']:.0f} s, {values['records_per_second']:,.0f} records/s"
+    speed = f"{values['version']:,} merges, {values['seconds']:.3g} s, {values['records_per_second']:,.0f} records/s"
     return "\n".join(
         [
             f"done       {values['records']:,} records, each counted once{aside}; {speed}",
