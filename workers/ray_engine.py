@@ -121,8 +121,9 @@ class RayEngine:
         """Wait for the first fit or answer to come back."""
         if self._events:
             return self._events.popleft()
-        # answers first: they free workers
-        (done,), _ = ray.wait([*self._calls, *self._fits], num_returns=1, fetch_local=False)
+        # The server answers in the order of the calls, so the oldest is awaited: versions are seen in order.
+        oldest_call = list(self._calls)[:1]
+        (done,), _ = ray.wait([*oldest_call, *self._fits], num_returns=1, fetch_local=False)
         return self._answered(done) if done in self._calls else self._fitted(done)
 
     def score(self, interval: Interval) -> float:

@@ -52,6 +52,7 @@ def test_ordered_mode_gives_the_bits_of_the_inline_engine() -> None:
 def test_staleness_is_real_and_reported() -> None:
     model = VAE(64, hidden=(20,), latent=3)
     steps = list(asynchronous.run(model, digits(passes=3), Settings(ramp=0, local_steps=2), workers=3))
+    assert [step.version for step in steps] == list(range(1, len(steps) + 1))
     assert max(step.staleness for step in steps) >= 1
     stale = [step for step in steps if step.staleness > 0]
     assert all(step.staleness_sd > 0 for step in stale)
