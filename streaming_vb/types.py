@@ -209,6 +209,19 @@ class Family(Protocol):
     def distance_sd(self, natural: NaturalParameters, mean: Array) -> float:
         """||S^(1/2) (E[w] - mean)||: how far `mean` [P] lies away, in standard deviations."""
 
+    def movement(
+        self,
+        before: NaturalParameters,
+        after: NaturalParameters,
+        prior: NaturalParameters,
+        factors: tuple[float, float],
+        mean: Array | None,
+    ) -> tuple[float, float]:
+        """KL(after || before) in nats and the squared distance of `mean` from before (0 without one).
+
+        Both are of the posteriors whose evidence is scaled by `factors` (before, after) around its mean.
+        """
+
 
 class Primitive(Protocol):
     """A(C, prior): fits a local posterior to the records of one interval. No hidden state."""

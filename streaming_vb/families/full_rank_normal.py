@@ -69,6 +69,19 @@ class FullRankNormal:
         shift = self.mean(natural) - mean
         return float(np.sqrt(shift @ natural["precision"] @ shift))
 
+    def movement(
+        self,
+        before: NaturalParameters,
+        after: NaturalParameters,
+        prior: NaturalParameters,
+        factors: tuple[float, float],
+        mean: Array | None,
+    ) -> tuple[float, float]:
+        """KL(after || before) and squared distance of `mean` from before, with scaled evidence."""
+        served = self.scale_evidence(before, prior, factors[0])
+        step_kl = self.kl(self.scale_evidence(after, prior, factors[1]), served)
+        return step_kl, 0.0 if mean is None else self.distance_sd(served, mean) ** 2
+
     def sample(self, natural: NaturalParameters, generator: np.random.Generator) -> Array:
         """m + L^-T e with Lambda = L L' [P]."""
         root = np.linalg.cholesky(natural["precision"])

@@ -65,19 +65,44 @@ class MeanFieldNormal:
         return NaturalParameters({"precision_mean": precision_mean, "precision": precision})
 
     def kl(self, a: NaturalParameters, b: NaturalParameters) -> float:
-        """KL(a || b) = 1/2 sum_j [ r_j - log(1 + r_j) + S_b (m_a - m_b)^2 ], r = S_b / S_a - 1; nats.
+        """KL(a || b) = 1/2 sum_j [ r_j - 1 - log r_j + S_b (m_a - m_b)^2 ], r = S_b / S_a; nats.
 
-        log1p keeps the digits when a and b are close, the usual case of one merge.
+        Rounding leaves about 1e-16 nats per weight; log1p would leave less, and take most of the time of a merge.
         """
-        ratio = b["precision"] / a["precision"]
-        ratio -= 1.0
-        shift = self.mean(a) - self.mean(b)
-        return 0.5 * float(ratio.sum() - np.log1p(ratio).sum() + np.dot(shift * b["precision"], shift))
+        return _kl(a["precision"], b["precision"], self.mean(a) - self.mean(b))
 
     def distance_sd(self, natural: NaturalParameters, mean: Array) -> float:
         """sqrt(sum_j S_j (m_j - mean_j)^2): staleness in posterior standard deviations."""
         shift = self.mean(natural) - mean
         return float(np.sqrt(np.dot(shift * natural["precision"], shift)))
+
+    def movement(
+        self,
+        before: NaturalParameters,
+        after: NaturalParameters,
+        prior: NaturalParameters,
+        factors: tuple[float, float],
+        mean: Array | None,
+    ) -> tuple[float, float]:
+        """KL(after || before) and squared distance of `mean` from before, with scaled evidence.
+
+        Scaling keeps the means, so this is `scale_evidence`, `kl` and `distance_sd` with half of their divisions: the
+        hot path of a server that measures every merge.
+        """
+        floor = prior["precision"]
+        served_before, served_after = (
+            (natural["precision"] - floor) * factor + floor
+            for natural, factor in zip((before, after), factors, strict=True)
+        )
+        mean_before = before["precision_mean"] / before["precision"]
+        shift = after["precision_mean"] / after["precision"]
+        shift -= mean_before
+        step_kl = _kl(served_after, served_before, shift)
+        if mean is None:
+            return step_kl, 0.0
+        mean_before -= mean
+        served_before *= mean_before
+        return step_kl, float(np.dot(served_before, mean_before))
 
     def sample(self, natural: NaturalParameters, generator: np.random.Generator) -> Array:
         """m + S^(-1/2) e, e ~ N(0, 1) [P]."""
@@ -102,3 +127,12 @@ def example() -> tuple[MeanFieldNormal, NaturalParameters, NaturalParameters]:
     a = family.natural(Moments(np.array([1.0, -2.0, 0.5]), np.array([0.5, 2.0, 1.0])))
     b = family.natural(Moments(np.array([0.0, -1.0, 3.0]), np.array([1.0, 0.25, 4.0])))
     return family, a, b
+
+
+def _kl(precision_a: Array, precision_b: Array, shift: Array) -> float:
+    """KL of two mean-field normals whose means differ by `shift`."""
+    ratio = precision_b / precision_a
+    divergence = np.dot(shift * precision_b, shift)
+    divergence += ratio.sum() - ratio.size
+    divergence -= np.log(ratio, out=ratio).sum()
+    return max(0.0, 0.5 * float(divergence))

@@ -53,6 +53,17 @@ class UnitNormal:
         """|s - mean|."""
         return float(np.linalg.norm(natural["sum"] - mean))
 
+    def movement(
+        self,
+        before: NaturalParameters,
+        after: NaturalParameters,
+        prior: NaturalParameters,
+        factors: tuple[float, float],
+        mean: Array | None,
+    ) -> tuple[float, float]:
+        """KL(after || before) and squared distance of `mean` from before; the known precision cannot be scaled."""
+        return self.kl(after, before), 0.0 if mean is None else self.distance_sd(before, mean) ** 2
+
     def sample(self, natural: NaturalParameters, generator: np.random.Generator) -> Array:
         """s + e [P]."""
         return np.asarray(natural["sum"] + generator.standard_normal(natural["sum"].size))

@@ -32,6 +32,9 @@ class Forgetting(Protocol):
     ) -> NaturalParameters:
         """The raw posterior before evidence of `num_new` records is added to `num_records`."""
 
+    def served_factor(self, num_records: int) -> float:
+        """What `served` scales the evidence by."""
+
     def served(self, posterior: NaturalParameters, prior: NaturalParameters, num_records: int) -> NaturalParameters:
         """The posterior to sample, score and serve."""
 
@@ -56,6 +59,9 @@ class Nothing:
         self, posterior: NaturalParameters, prior: NaturalParameters, num_new: int, num_records: int
     ) -> NaturalParameters:
         return posterior
+
+    def served_factor(self, num_records: int) -> float:
+        return 1.0
 
     def served(self, posterior: NaturalParameters, prior: NaturalParameters, num_records: int) -> NaturalParameters:
         return posterior
@@ -87,9 +93,11 @@ class Window:
         factor = math.exp(-num_new / self.effective_records(num_records))
         return self.family.scale_evidence(posterior, prior, factor)
 
+    def served_factor(self, num_records: int) -> float:
+        return max(1.0, num_records / self.effective_records(num_records))
+
     def served(self, posterior: NaturalParameters, prior: NaturalParameters, num_records: int) -> NaturalParameters:
-        factor = max(1.0, num_records / self.effective_records(num_records))
-        return self.family.scale_evidence(posterior, prior, factor)
+        return self.family.scale_evidence(posterior, prior, self.served_factor(num_records))
 
 
 def parse(text: str, family: Family) -> Forgetting:

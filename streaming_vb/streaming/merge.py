@@ -107,11 +107,12 @@ class MergeRule:
             merged.posterior[name][shard] = array
         if not self.measure:
             return math.nan, math.nan
-        served = self.forgetting.served(before, prior, state.num_records)
-        step_kl = self.family.kl(self.forgetting.served(after, prior, merged.num_records), served)
-        if base_mean is None:
-            return step_kl, 0.0 if delta.lease.base_version == state.version else math.nan
-        return step_kl, self.family.distance_sd(served, base_mean[shard]) ** 2
+        served_factor = self.forgetting.served_factor
+        factors = served_factor(state.num_records), served_factor(merged.num_records)
+        base = None if base_mean is None else base_mean[shard]
+        step_kl, squared_distance = self.family.movement(before, after, prior, factors, base)
+        is_known = base is not None or delta.lease.base_version == state.version
+        return step_kl, squared_distance if is_known else math.nan
 
     def served(self, state: ServerState) -> NaturalParameters:
         """The posterior to sample, score and serve."""

@@ -245,3 +245,17 @@ def test_the_wire_format_keeps_the_distribution(example: Example) -> None:
     travelled = a.astype(family.wire_dtype)
     assert {array.dtype for array in travelled.arrays.values()} == {np.dtype(family.wire_dtype)}
     assert_close(travelled, a, 4 * np.finfo(family.wire_dtype).eps)
+
+
+@every_family
+def test_movement_is_kl_and_distance_of_the_scaled_posteriors(example: Example) -> None:
+    family, prior, after = example
+    posterior = family.add(prior, after)
+    moved = family.add(posterior, after)
+    scale = getattr(family, "scale_evidence", lambda natural, prior, factor: natural)
+    factors, mean = (2.0, 3.0), family.mean(after)
+    served = scale(posterior, prior, factors[0])
+    step_kl, squared_distance = family.movement(posterior, moved, prior, factors, mean)
+    assert step_kl == pytest.approx(family.kl(scale(moved, prior, factors[1]), served), rel=1e-9)
+    assert squared_distance == pytest.approx(family.distance_sd(served, mean) ** 2, rel=1e-9)
+    assert family.movement(posterior, posterior, prior, (2.0, 2.0), None) == (pytest.approx(0, abs=1e-12), 0.0)
