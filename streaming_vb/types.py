@@ -188,8 +188,10 @@ class Family(Protocol):
     def shards(self, natural: NaturalParameters) -> Iterator[slice]:
         """Ranges of coordinates that can be merged each on its own; figures of a merge are sums over them."""
 
-    def add(self, natural: NaturalParameters, delta: NaturalParameters) -> NaturalParameters:
-        """natural + delta; neither argument is changed."""
+    def add(
+        self, natural: NaturalParameters, delta: NaturalParameters, out: NaturalParameters | None = None
+    ) -> NaturalParameters:
+        """natural + delta, written to `out` where it is given; neither argument is changed."""
 
     def kl(self, a: NaturalParameters, b: NaturalParameters) -> float:
         """KL(a || b) in nats."""

@@ -43,9 +43,12 @@ class FullRankNormal:
         """All coordinates at once."""
         yield slice(None)
 
-    def add(self, natural: NaturalParameters, delta: NaturalParameters) -> NaturalParameters:
+    def add(
+        self, natural: NaturalParameters, delta: NaturalParameters, out: NaturalParameters | None = None
+    ) -> NaturalParameters:
         """h + dh, Lambda + dLambda."""
-        return NaturalParameters({name: natural[name] + delta[name] for name in ("precision_mean", "precision")})
+        names = ("precision_mean", "precision")
+        return NaturalParameters({n: np.add(natural[n], delta[n], out=None if out is None else out[n]) for n in names})
 
     def scale_evidence(self, natural: NaturalParameters, prior: NaturalParameters, factor: float) -> NaturalParameters:
         """Precision Lambda0 + factor (Lambda - Lambda0) around the same mean."""

@@ -46,9 +46,12 @@ class MeanFieldNormal:
         """Coordinates are independent: blocks that stay in a core's cache while a merge works on them."""
         return (slice(start, start + _BLOCK) for start in range(0, natural["precision"].size, _BLOCK))
 
-    def add(self, natural: NaturalParameters, delta: NaturalParameters) -> NaturalParameters:
+    def add(
+        self, natural: NaturalParameters, delta: NaturalParameters, out: NaturalParameters | None = None
+    ) -> NaturalParameters:
         """h + dh, S + dS."""
-        return NaturalParameters({name: natural[name] + delta[name] for name in ("precision_mean", "precision")})
+        names = ("precision_mean", "precision")
+        return NaturalParameters({n: np.add(natural[n], delta[n], out=None if out is None else out[n]) for n in names})
 
     def scale_evidence(self, natural: NaturalParameters, prior: NaturalParameters, factor: float) -> NaturalParameters:
         """Precision S0 + factor (S - S0) around the same mean.
@@ -116,9 +119,9 @@ class MeanFieldNormal:
         return float(0.5 * np.sum(h * h / precision - np.log(precision) + np.log(2 * np.pi)))
 
     def is_normalizable(self, natural: NaturalParameters) -> bool:
-        """All finite and every precision positive (min and max carry NaN along, and need no temporary)."""
+        """All finite and every precision positive (the sums carry NaN and infinity along, and need no temporary)."""
         h, precision = natural["precision_mean"], natural["precision"]
-        return bool(precision.min() > 0.0 and precision.max() < np.inf and -np.inf < h.min() and h.max() < np.inf)
+        return bool(precision.min() > 0.0 and np.isfinite(precision.sum()) and np.isfinite(h.sum()))
 
 
 def example() -> tuple[MeanFieldNormal, NaturalParameters, NaturalParameters]:

@@ -41,9 +41,12 @@ class UnitNormal:
         """All coordinates at once."""
         yield slice(None)
 
-    def add(self, natural: NaturalParameters, delta: NaturalParameters) -> NaturalParameters:
+    def add(
+        self, natural: NaturalParameters, delta: NaturalParameters, out: NaturalParameters | None = None
+    ) -> NaturalParameters:
         """s + ds."""
-        return NaturalParameters({"sum": natural["sum"] + delta["sum"]})
+        total = np.add(natural["sum"], delta["sum"], out=None if out is None else out["sum"])
+        return NaturalParameters({"sum": total})
 
     def kl(self, a: NaturalParameters, b: NaturalParameters) -> float:
         """KL(a || b) = 1/2 |s_a - s_b|^2, nats."""

@@ -17,6 +17,9 @@ from streaming_vb.streaming.forgetting import Forgetting
 from streaming_vb.streaming.ledger import Ledger
 from streaming_vb.types import Array, Delta, Family, FitState, NaturalParameters, Receipt
 
+_BLOCK = 65_536
+"""Numbers of the fit state averaged and checked at a time, so that they stay in a core's cache."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServerState:
@@ -72,6 +75,7 @@ class MergeRule:
             if state.ledger.covers(interval):
                 return state, self._receipt("duplicate", state, delta)
             self._screen(state, delta)
+            fit_state = average(state.fit_state, delta.fit.fit_state, delta.lease.state_weight)
         except MergeRejected as error:
             return state, replace(self._receipt("rejected", state, delta), reason=str(error))
 
@@ -79,7 +83,7 @@ class MergeRule:
             state.run_id,
             state.prior,
             NaturalParameters({name: empty_like(array) for name, array in state.posterior.arrays.items()}),
-            average(state.fit_state, delta.fit.fit_state, delta.lease.state_weight),
+            fit_state,
             state.version + 1,
             state.num_records + delta.num_records,
             state.ledger.add(interval),
@@ -100,11 +104,9 @@ class MergeRule:
         """Write a range of the merged posterior; its step KL and squared distance, or none where it is improper."""
         before, prior = state.posterior.part(shard), state.prior.part(shard)
         remembered = self.forgetting.forget(before, prior, delta.num_records, state.num_records)
-        after = self.family.add(remembered, delta.fit.natural.part(shard))
+        after = self.family.add(remembered, delta.fit.natural.part(shard), out=merged.posterior.part(shard))
         if not self.family.is_normalizable(after):
             return None
-        for name, array in after.arrays.items():
-            merged.posterior[name][shard] = array
         if not self.measure:
             return math.nan, math.nan
         served_factor = self.forgetting.served_factor
@@ -125,9 +127,6 @@ class MergeRule:
         ):
             if _form(got) != _form(expected):
                 raise MergeRejected(f"{delta.lease.interval}: {what} {_form(got)}, expected {_form(expected)}")
-        for name, array in delta.fit.fit_state.items():
-            if not is_finite(array):
-                raise MergeRejected(f"{delta.lease.interval}: {name} is not finite")
 
     def _receipt(self, status: str, state: ServerState, delta: Delta) -> Receipt:
         merges_before = state.version - 1 if status == "merged" else state.version
@@ -138,6 +137,9 @@ class MergeRule:
 def average(state: FitState, local: FitState, weight: float) -> Mapping[str, Array]:
     """state + weight (local - state) for real arrays, the larger for counts.
 
+    Raises:
+        MergeRejected: a value is not finite.
+
     >>> average({"g": np.array([0.0]), "n": np.array(3)}, {"g": np.array([1.0]), "n": np.array(5)}, 0.5)
     {'g': array([0.5]), 'n': array(5)}
     """
@@ -146,13 +148,16 @@ def average(state: FitState, local: FitState, weight: float) -> Mapping[str, Arr
         new = local[name]
         if old.dtype.kind in "iu":
             merged[name] = np.asarray(np.maximum(old, new))
-        elif weight == 1.0:
-            merged[name] = new
-        else:
-            mean = np.subtract(new, old, out=empty_like(old))
-            mean *= old.dtype.type(weight)
-            mean += old
-            merged[name] = mean
+            continue
+        merged[name] = new if weight == 1.0 else empty_like(old)
+        for block in (slice(start, start + _BLOCK) for start in range(0, old.size, _BLOCK)):
+            part = merged[name].reshape(-1)[block]
+            if weight != 1.0:
+                np.subtract(new.reshape(-1)[block], old.reshape(-1)[block], out=part)
+                part *= old.dtype.type(weight)
+                part += old.reshape(-1)[block]
+            if not is_finite(part):
+                raise MergeRejected(f"fit state: {name} is not finite")
     return merged
 
 
