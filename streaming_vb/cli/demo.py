@@ -35,4 +35,4 @@ def demo(
         likelihood="bernoulli",
         settings=Settings(records=RECORDS),
     )
-    execute(job, output.choose(json))
+    execute(job, output.choose_live(json))

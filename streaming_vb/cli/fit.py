@@ -88,4 +88,4 @@ def fit(
         likelihood=likelihood,
         settings=settings,
     )
-    execute(job, output.choose(json))
+    execute(job, output.choose_live(json))

@@ -43,10 +43,14 @@ def _spread(state: ServerState, settings: Any) -> dict[str, Any]:
     """Quantiles of the served standard deviation over the prior's, where the precision is a vector."""
     if "precision" not in state.posterior.arrays or state.posterior["precision"].ndim != 1:
         return {}
-    ratio = np.sqrt(state.prior["precision"] / run_directory.served(state, settings)["precision"])
+    variance_ratio = (state.prior["precision"] / run_directory.served(state, settings)["precision"]).astype(np.float32)
     levels = (0.05, 0.25, 0.5, 0.75, 0.95)
-    quantiles = {f"{level:.0%}": float(q) for level, q in zip(levels, np.quantile(ratio, levels), strict=True)}
-    return {"sd_over_prior_sd": quantiles, "share_of_weights_unmoved": float(np.mean(ratio > 0.99))}
+    ranks = [int(level * (variance_ratio.size - 1)) for level in levels]
+    quantiles = np.sqrt(np.sort(variance_ratio)[ranks])
+    return {
+        "sd_over_prior_sd": {f"{level:.0%}": float(q) for level, q in zip(levels, quantiles, strict=True)},
+        "share_of_weights_unmoved": float(np.mean(variance_ratio > 0.99**2)),
+    }
 
 
 def _text(values: dict[str, Any]) -> str:

@@ -8,10 +8,6 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-
 from streaming_vb.streaming.run import Step
 
 PLAIN_EVERY = 10.0
@@ -40,10 +36,17 @@ class Output(Protocol):
 
 
 def choose(json_lines: bool) -> Output:
+    """JSON lines or plain lines."""
+    return JsonLines() if json_lines else PlainLines()
+
+
+def choose_live(json_lines: bool) -> Output:
     """JSON lines, a live table on a terminal, or plain lines."""
-    if json_lines:
-        return JsonLines()
-    return LiveTable() if sys.stdout.isatty() else PlainLines()
+    if json_lines or not sys.stdout.isatty():
+        return choose(json_lines)
+    from streaming_vb.cli.live_table import LiveTable  # loads rich, which only a terminal needs
+
+    return LiveTable()
 
 
 class JsonLines:
@@ -124,47 +127,3 @@ class PlainLines:
     def result(self, values: dict[str, Any], text: str) -> None:
         del values
         print(text, flush=True)
-
-
-class LiveTable:
-    """One table that is drawn over, for a terminal."""
-
-    def __init__(self) -> None:
-        self._console = Console(highlight=False)
-        self._live: Live | None = None
-
-    def say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False)
-
-    def begin(self, target: int, counted: int) -> None:
-        self._meter = Meter(target, counted)
-        self._live = Live(console=self._console, refresh_per_second=4)
-        self._live.start()
-
-    def step(self, step: Step) -> None:
-        self._meter.update(step)
-        if step.status != "merged":
-            self.say(f"{step.status} {step.interval}: {step.reason}")
-        if self._live is not None and self._meter.recent:
-            self._live.update(self._table())
-
-    def end(self) -> None:
-        """Leave the last table standing."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def result(self, values: dict[str, Any], text: str) -> None:
-        del values
-        self.say(text)
-
-    def _table(self) -> Table:
-        figures = self._meter.figures()
-        table = Table(
-            *figures,
-            caption=f"ELBO in nats per record, mean of the last {len(self._meter.recent)} intervals, "
-            "each scored before it is learned; step KL in nats per record",
-            caption_justify="left",
-        )
-        table.add_row(*figures.values())
-        return table

@@ -156,8 +156,9 @@ def _part(tensors: Mapping[str, Array], group: str) -> dict[str, Array]:
 
 
 def _digest(array: Array) -> str:
-    description = f"{array.dtype.str} {array.shape}\n"
-    return hashlib.sha256(description.encode() + array.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}\n".encode())
+    digest.update(array.data)
+    return digest.hexdigest()
 
 
 def _ledger_to_plain(ledger: Ledger) -> dict[str, Any]:
