@@ -1,4 +1,4 @@
-"""One local Ray cluster for the tests of a session: three CPUs, no dashboard, a token of its own."""
+"""One local Ray cluster for all tests that need one: four CPUs, no dashboard, a token of its own."""
 
 import os
 import secrets
