@@ -13,17 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from streaming_vb.cli.job import EVALUATION_SEED, held_out_records
 from streaming_vb.evaluation import held_out
 from streaming_vb.models.vae import VAE
 from streaming_vb.sources import datasets
 from streaming_vb.sources.arrays import ArraySource
-from streaming_vb.sources.binarized import BinarizedSource, binarize
+from streaming_vb.sources.binarized import BinarizedSource
 from streaming_vb.types import Array, NaturalParameters
 
 NUM_COLUMNS = 784
 MODEL = VAE(NUM_COLUMNS, hidden=(500,), latent=20)
-EVALUATION_SEED = 20_131
-"""Seed of the held-out binarization and its draws of z, that of the command line; no run has it."""
 
 
 class Images(NamedTuple):
@@ -41,7 +40,7 @@ def add_data_dir(parser: ArgumentParser) -> None:
 def load(data_dir: Path) -> Images:
     """Training images, and the test images binarized once."""
     dataset = datasets.load("mnist", data_dir, "bernoulli")
-    return Images(dataset.train, binarize(dataset.test_values(), EVALUATION_SEED, 0))
+    return Images(dataset.train, held_out_records(dataset, MODEL.likelihood.name))
 
 
 def stream(images: Images, records: int, seed: int) -> BinarizedSource:

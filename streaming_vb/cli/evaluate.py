@@ -7,7 +7,6 @@ from typer import Argument, Option
 
 from streaming_vb.cli import output, run_directory
 from streaming_vb.cli.job import EVALUATION_SEED, held_out_records
-from streaming_vb.errors import ConfigError
 
 
 def evaluate(
@@ -17,8 +16,6 @@ def evaluate(
     json: Annotated[bool, Option("--json", help="One JSON object on stdout")] = False,
 ) -> None:
     """Held-out ELBO at the posterior mean and over draws of the weights, each with its standard error."""
-    if draws < 2:
-        raise ConfigError(f"--draws must be at least 2 for a standard error, got {draws}")
     opened = run_directory.open_run(run)
     from streaming_vb.evaluation import held_out
 

@@ -7,7 +7,6 @@ from typer import Argument, Option
 
 from streaming_vb.cli import output, run_directory
 from streaming_vb.cli.job import EVALUATION_SEED
-from streaming_vb.errors import ConfigError
 
 
 def score(
@@ -17,8 +16,6 @@ def score(
     json: Annotated[bool, Option("--json", help="JSON lines on stdout")] = False,
 ) -> None:
     """Score every record of FILE: ELBO in nats, and its standard deviation over the posterior of the weights."""
-    if draws < 2:
-        raise ConfigError(f"--draws must be at least 2 for a spread, got {draws}")
     opened = run_directory.open_run(run)
     from streaming_vb.evaluation import held_out
     from streaming_vb.sources import datasets

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from streaming_vb.errors import ConfigError
 from streaming_vb.layers.layout import Weights
 from streaming_vb.models.neural import NeuralModel
 from streaming_vb.objectives import elbo
@@ -43,6 +44,9 @@ def over_draws(model: NeuralModel, posterior: NaturalParameters, x: Array, draws
     """E_q(w)[ELBO(x; w)] of x [n, D], averaged over draws of the weights.
 
     The standard error adds both sources, records and draws: sqrt(var_records / n + var_draws / K).
+
+    Raises:
+        ConfigError: fewer than 2 draws.
     """
     scores = _over_draws(model, posterior, x, draws, seed)
     records, weights = scores.mean(axis=0), scores.mean(axis=1)
@@ -63,6 +67,8 @@ def mean_weights(model: NeuralModel, posterior: NaturalParameters) -> Weights:
 
 def _over_draws(model: NeuralModel, posterior: NaturalParameters, x: Array, draws: int, seed: int) -> Array:
     """Scores [K, n]."""
+    if draws < 2:
+        raise ConfigError(f"--draws must be at least 2 for a standard error, got {draws}")
     generator = numpy_generator(seed, "weight draws")
     return np.stack([_elbo(model, model.family.sample(posterior, generator), x, seed) for _ in range(draws)])
 

@@ -82,6 +82,7 @@ class InProcess:
         self._snapshot = server.publish()
         self._running: list[tuple[float, int, Lease, Snapshot]] = []
         self._deltas: dict[Interval, Delta] = {}
+        self._scores: dict[Interval, float] = {}
         self._events: deque[Event] = deque(WorkerReady(worker) for worker in range(workers))
 
     def perform(self, action: Action) -> None:
@@ -90,7 +91,9 @@ class InProcess:
             case StartFit(worker, lease):
                 self._start(worker, lease)
             case Push(lease, publish, oldest_base):
-                receipt = self._server.push(self._deltas[lease.interval], oldest_base)
+                delta = self._deltas.pop(lease.interval)
+                self._scores[lease.interval] = delta.fit.elbo
+                receipt = self._server.push(delta, oldest_base)
                 self._answer(Answered(lease.interval, receipt), publish)
             case PutAside(interval, num_records, reason, publish):
                 receipt = self._server.set_aside(interval, num_records, reason)
@@ -109,7 +112,7 @@ class InProcess:
 
     def score(self, interval: Interval) -> float:
         """Score of an interval at the snapshot it was fitted from, nats per record."""
-        return self._deltas.pop(interval).fit.elbo
+        return self._scores.pop(interval)
 
     def state(self) -> ServerState:
         """The state to save: at the last published version."""

@@ -100,6 +100,8 @@ def test_evaluate(run: Path) -> None:
     assert values["elbo_mean_weights_se"] > 0
     assert values["elbo_over_draws_se"] > 0
     assert "over draws ELBO" in call("evaluate", run).stdout
+    refused = call("evaluate", run, "--draws", 1, code=2)
+    assert "--draws must be at least 2 for a standard error, got 1" in refused.stderr
 
 
 def test_score_has_a_spread_for_every_record(run: Path, tmp_path: Path) -> None:
