@@ -51,7 +51,7 @@ def stream(images: Images, records: int, seed: int) -> BinarizedSource:
 
 def test_elbo(posterior: NaturalParameters, images: Images) -> held_out.Estimate:
     """ELBO of the test images at the mean weights, one draw of z per image; nats per image."""
-    return held_out.at_mean(MODEL, posterior, images.test, EVALUATION_SEED)
+    return held_out.at_mean(MODEL, posterior, {"x": images.test}, EVALUATION_SEED)
 
 
 def independent_pixels(images: Images) -> float:

@@ -93,8 +93,8 @@ def ours(x: np.ndarray) -> Callable[[], object]:
 def scoring(x: np.ndarray) -> Callable[[], object]:
     """The scoring that a fit begins with."""
     mean = torch.from_numpy(MODEL.family.mean(MODEL.prior(0)).astype(np.float32))
-    rows, generator = torch.from_numpy(x), torch_generator(1, "score")
-    return lambda: neural.score_at_mean(MODEL, MODEL.layout, mean, rows, generator)
+    records, generator = Records(Interval("random", "pass-0", 0, len(x)), {"x": x}), torch_generator(1, "score")
+    return lambda: neural.score_at_mean(MODEL, MODEL.layout, mean, records, generator)
 
 
 def peer(x: np.ndarray) -> Callable[[], object]:

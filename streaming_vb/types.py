@@ -255,6 +255,9 @@ class Primitive(Protocol):
     def cautious(self) -> "Primitive":
         """The same primitive with smaller steps, for the second attempt at an interval."""
 
+    def after(self, num_records: int) -> "Primitive":
+        """The primitive once `num_records` are counted: itself, unless something in it is annealed."""
+
 
 class Model(Protocol):
     """What has a posterior over its weights."""

@@ -29,7 +29,8 @@ FLOORS = {
     "streaming.engines": 6,
     "evaluation": 6,
     "plots": 6,
-    "cli": 7,
+    "reproduce": 7,
+    "cli": 8,
 }
 HIGHEST_IMPORT = {"streaming": 1}
 """The recursion knows families and sources, and of inference only the type of a primitive."""

@@ -11,15 +11,30 @@ ENGINES = ("inline", "simulated", "ray")
 PRIMITIVES = {
     "natural-gradient": "streaming_vb.inference.natural_gradient:build",
     "adam": "streaming_vb.inference.adam:build",
+    "kronecker": "streaming_vb.inference.kronecker:build",
 }
 LIKELIHOODS = {
     "bernoulli": "streaming_vb.likelihoods.bernoulli:Bernoulli",
+    "continuous-bernoulli": "streaming_vb.likelihoods.continuous_bernoulli:ContinuousBernoulli",
     "normal": "streaming_vb.likelihoods.normal:Normal",
+    "poisson": "streaming_vb.likelihoods.poisson:Poisson",
+    "categorical:K": "streaming_vb.likelihoods.categorical:Categorical",
 }
+"""K, the number of categories, is typed as a number."""
 FAMILIES = {
     "mean-field-normal": "streaming_vb.families.mean_field_normal:MeanFieldNormal",
     "full-rank-normal": "streaming_vb.families.full_rank_normal:FullRankNormal",
     "unit-normal": "streaming_vb.families.unit_normal:UnitNormal",
+}
+EXPERIMENTS = {
+    "figure-3": "streaming_vb.reproduce.figure_3:run",
+    "figure-4": "streaming_vb.reproduce.figure_4:run",
+    "latent-dimension": "streaming_vb.reproduce.latent_dimension:run",
+    "gradient-variance": "streaming_vb.reproduce.gradient_variance:run",
+    "dropout-variance": "streaming_vb.reproduce.dropout_variance:run",
+    "dropout-accuracy": "streaming_vb.reproduce.dropout_accuracy:run",
+    "latent-manifold": "streaming_vb.reproduce.latent_manifold:run",
+    "streaming": "streaming_vb.reproduce.streaming:run",
 }
 
 
@@ -41,6 +56,33 @@ def require(flag: str, names: tuple[str, ...], name: str) -> None:
     """Raise ConfigError unless `name` is one of `names`."""
     if name not in names:
         raise ConfigError(f"{flag} {name}: expected one of {', '.join(names)}")
+
+
+def likelihood(flag: str, text: str) -> Any:
+    """The likelihood that a user typed, or that stands in a posterior file.
+
+    Raises:
+        ConfigError: no such likelihood, or no number of categories.
+
+    >>> likelihood("--likelihood", "categorical:17")
+    Categorical(num_categories=17)
+    """
+    require_likelihood(flag, text)
+    name, _, num_categories = text.partition(":")
+    if num_categories:
+        return pick(flag, LIKELIHOODS, f"{name}:K")(int(num_categories))
+    return pick(flag, LIKELIHOODS, name)()
+
+
+def require_likelihood(flag: str, text: str) -> None:
+    """Raise ConfigError unless `text` names a likelihood; loads no torch."""
+    name, _, num_categories = text.partition(":")
+    if name != "categorical":
+        require(flag, tuple(LIKELIHOODS), text)
+    elif not num_categories.isdecimal() or int(num_categories) < 2:
+        raise ConfigError(
+            f"{flag} {text}: expected the number of categories, at least 2, after a colon, such as categorical:10"
+        )
 
 
 def widths(text: str) -> tuple[int, ...]:

@@ -57,7 +57,13 @@ def fit(
     hidden: Annotated[
         str, Option(help="Widths of the encoder's hidden layers, mirrored in the decoder: 500 or 500,200")
     ] = "500",
-    likelihood: Annotated[str, Option(help="bernoulli (values in [0, 1], binarized afresh) or normal")] = "bernoulli",
+    likelihood: Annotated[
+        str,
+        Option(
+            help="bernoulli (values in [0, 1], binarized afresh), continuous-bernoulli (values in [0, 1]), normal, "
+            "poisson (counts), or categorical:K (whole numbers 0 to K-1)"
+        ),
+    ] = "bernoulli",
     forgetting: Annotated[
         str, Option(help="Of stale curvature: none, or window:MIN:KAPPA. [default auto: window:2000:0.1]")
     ] = _DEFAULT.forgetting,

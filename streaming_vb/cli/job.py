@@ -73,7 +73,7 @@ def _check(job: Job) -> None:
     """Everything that can be refused before torch is loaded."""
     choices.require("--engine", choices.ENGINES, job.engine)
     choices.require("--primitive", tuple(choices.PRIMITIVES), job.primitive)
-    choices.require("--likelihood", tuple(choices.LIKELIHOODS), job.likelihood)
+    choices.require_likelihood("--likelihood", job.likelihood)
     if job.workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {job.workers}")
     if job.engine == "inline" and job.workers > 1:
@@ -102,7 +102,7 @@ def _prepare(job: Job, dataset: "Dataset", output: Output) -> Prepared:
         )
     table = ArraySource({"x": dataset.train}, passes=passes, seed=settings.seed, scale=dataset.scale)
     source: Source = BinarizedSource(table, settings.seed) if job.likelihood == "bernoulli" else table
-    likelihood = choices.pick("--likelihood", choices.LIKELIHOODS, job.likelihood)()
+    likelihood = choices.likelihood("--likelihood", job.likelihood)
     model = VAE(dataset.train.shape[1], choices.widths(job.hidden), job.latent, likelihood)
     build = choices.pick("--primitive", choices.PRIMITIVES, job.primitive)
     primitive = build(model, batch_size=settings.batch_size)
@@ -185,7 +185,7 @@ def _conclude(
     assert directory is not None
     served = prepared.rule.served(state)
     x = held_out_records(dataset, job.likelihood)
-    estimate = held_out.at_mean(model, served, x, EVALUATION_SEED)
+    estimate = held_out.at_mean(model, served, {"x": x}, EVALUATION_SEED)
     rows = run_directory.read_metrics(directory)
     drawn = pictures.draw(directory, model, served, dataset, x, rows, estimate.mean)
     usage = engine.usage()

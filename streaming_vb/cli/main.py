@@ -16,6 +16,7 @@ from streaming_vb.cli.demo import demo
 from streaming_vb.cli.evaluate import evaluate
 from streaming_vb.cli.fit import fit
 from streaming_vb.cli.inspect import inspect
+from streaming_vb.cli.reproduce import reproduce
 from streaming_vb.cli.sample import sample
 from streaming_vb.cli.score import score
 from streaming_vb.errors import StreamingVBError
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, fit, evaluate, score, sample, inspect):
+for verb in (demo, fit, evaluate, score, sample, inspect, reproduce):
     app.command()(verb)
 
 

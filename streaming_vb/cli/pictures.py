@@ -51,12 +51,15 @@ def draw(
     with torch.no_grad():
         latent, _ = model.encode(weights, torch.from_numpy(x[:_POINTS]), generator)
         reconstructed = model.likelihood.mean(model.decode(weights, latent[:_TILES], generator))
+    records = dataset.test_values()[:_TILES]
     tiles = {
-        "held-out records": dataset.test_values()[:_TILES],
+        "held-out records": records,
         "reconstructions": reconstructed.numpy(),
         "samples": samples(model, posterior, _TILES, _SEED),
     }
-    images.draw(tiles, dataset.shape, plots / "images.png")
+    images.draw(
+        {title: images.shades(row, records) for title, row in tiles.items()}, dataset.shape, plots / "images.png"
+    )
     labels = None if dataset.test_labels is None else dataset.test_labels[:_POINTS]
     latent_map.draw(latent.numpy(), labels, plots / "latent_map.png")
     return f"pictures   {plots}/learning_curve.png  images.png  latent_map.png"

@@ -61,7 +61,7 @@ def open_run(directory: Path) -> Run:
         raise ConfigError(f"{directory}: holds a {settings.get('model')} posterior, this verb needs a vae")
     from streaming_vb.models.vae import VAE
 
-    likelihood = choices.pick("likelihood", choices.LIKELIHOODS, settings["likelihood"])()
+    likelihood = choices.likelihood("likelihood", settings["likelihood"])
     model = VAE(settings["columns"], tuple(settings["hidden"]), settings["latent"], likelihood)
     return Run(directory, config, state, settings, model, served(state, settings))
 

@@ -42,7 +42,8 @@ def _picture(drawn: Array, path: Path) -> str | None:
         return None
     side = round(drawn.shape[1] ** 0.5)
     shape = (side, side) if side * side == drawn.shape[1] else (drawn.shape[1],)
-    lines = [drawn[i : i + 12] for i in range(0, len(drawn), 12)]
+    grey = images.shades(drawn, drawn)
+    lines = [grey[i : i + 12] for i in range(0, len(grey), 12)]
     width = len(lines[0])
     full = {f"samples {12 * i + 1} to {12 * i + width}": line for i, line in enumerate(lines) if len(line) == width}
     images.draw(full, shape, path)

@@ -25,7 +25,7 @@ def score(
     x = datasets.read_for(opened.model.num_columns, file, likelihood)
     if likelihood == "bernoulli":
         x = binarize(x, EVALUATION_SEED, 0)
-    scores = held_out.score(opened.model, opened.served, x, draws, EVALUATION_SEED)
+    scores = held_out.score(opened.model, opened.served, {"x": x}, draws, EVALUATION_SEED)
     show = output.choose(json)
     for i, (mean, deviation) in enumerate(zip(scores.mean.tolist(), scores.deviation.tolist(), strict=True)):
         show.result({"record": i, "elbo": mean, "sd": deviation}, f"{i:>8}  {mean:12.3f}  +- {deviation:.3f}")

@@ -4,11 +4,14 @@ v <- b2 v + (1 - b2) g^2,  m <- m - a g^ / d,  m <- (m + k m_t) / (1 + k)
 d = sqrt(v^) + e,  k = a p S_t / (|C| d)
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from streaming_vb.inference.neural import Block, GradientPrimitive, Rule
 from streaming_vb.models.neural import NeuralModel
+from streaming_vb.objectives import AbstractObjective, Elbo
 
 MOMENTUM = 0.9
 SQUARED_DECAY = 0.999
@@ -21,10 +24,12 @@ def build(
     batch_size: int = 100,
     step_size: float = 0.005,
     pull: float = 0.3,
+    objective: AbstractObjective = Elbo(),
+    max_norm: float = math.inf,
     num_threads: int = 1,
 ) -> GradientPrimitive:
     """The Adam primitive of a model; arguments as in `natural_gradient.build`."""
-    return GradientPrimitive(model, RULE, batch_size, step_size, pull, num_threads)
+    return GradientPrimitive(model, RULE, batch_size, step_size, pull, objective, max_norm, num_threads)
 
 
 def _move(block: Block, own: tuple[Tensor, ...], step_size: float, steps: int) -> None:

@@ -12,11 +12,14 @@ where the unbiased Hessian estimate is, near small variances. A step costs one m
 gradient.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from streaming_vb.inference.neural import Block, GradientPrimitive, Rule
 from streaming_vb.models.neural import NeuralModel
+from streaming_vb.objectives import AbstractObjective, Elbo
 
 MOMENTUM = 0.9
 CURVATURE_DECAY = 0.99
@@ -32,6 +35,8 @@ def build(
     batch_size: int = 100,
     step_size: float = 0.05,
     pull: float = 0.1,
+    objective: AbstractObjective = Elbo(),
+    max_norm: float = math.inf,
     num_threads: int = 1,
 ) -> GradientPrimitive:
     """The natural-gradient primitive of a model.
@@ -43,9 +48,11 @@ def build(
         pull: p, strength of the proximal pull to the prior mean. Measured on MNIST, test ELBO in nats per image with
             p = 0.05 / 0.1 / 0.3: one worker, 60,000 records -110.5 / -110.3 / -113.9; 300,000 records -103.2 / -102.7 /
             -103.1; eight asynchronous workers, 300,000 records -104.4 / -103.6 / -104.4.
+        objective: what the steps ascend; figures stay those of the ELBO.
+        max_norm: largest norm of a minibatch's mean gradient; inf leaves it as it is.
         num_threads: torch threads of a fit; part of the settings, because it changes float sums.
     """
-    return GradientPrimitive(model, RULE, batch_size, step_size, pull, num_threads)
+    return GradientPrimitive(model, RULE, batch_size, step_size, pull, objective, max_norm, num_threads)
 
 
 def _move(block: Block, own: tuple[Tensor, ...], step_size: float, steps: int) -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor
 
 from streaming_vb.buffers import empty_like
+from streaming_vb.errors import ConfigError
+from streaming_vb.layers.estimators import shares_weights
 from streaming_vb.layers.layout import Layout, Weights
-from streaming_vb.layers.linear import TapeEntry
-from streaming_vb.models.neural import NeuralModel
-from streaming_vb.objectives import elbo
+from streaming_vb.layers.tape import TapeEntry
+from streaming_vb.models.neural import Minibatch, NeuralModel, minibatches
+from streaming_vb.objectives import AbstractObjective, elbo
 from streaming_vb.seeding import torch_generator
 from streaming_vb.types import Array, Fit, FitState, NaturalParameters, Records
 
@@ -51,6 +54,9 @@ class Block(NamedTuple):
 
 Update = Callable[[Block, tuple[Tensor, ...], int], None]
 """Move `shift` in place: given a block, that of the primitive's own vectors, and the step's number (from 1)."""
+Accumulate = Callable[[list[TapeEntry], tuple[Tensor, ...], dict[str, Tensor], int], None]
+"""Add a minibatch to the moving average of gradients: (tape, gradients U of its pre-activations, views of the average
+by name, M)."""
 
 
 class Rule(NamedTuple):
@@ -80,7 +86,12 @@ class GradientPrimitive:
         batch_size: M, records per local step.
         step_size: a.
         pull: p, strength of the proximal pull to the prior mean.
+        objective: what the steps ascend.
+        max_norm: largest norm of the mean gradient of a minibatch; a longer one is shortened to it. inf: as it is.
         num_threads: torch threads of a fit; part of the settings, because it changes float sums.
+
+    Raises:
+        ConfigError: the objective needs draws that share their weights, and the model's layers draw them per record.
     """
 
     model: NeuralModel
@@ -88,7 +99,14 @@ class GradientPrimitive:
     batch_size: int
     step_size: float
     pull: float
+    objective: AbstractObjective
+    max_norm: float
     num_threads: int
+
+    def __post_init__(self) -> None:
+        require_bound(self.objective, self.model)
+        if not self.max_norm > 0:
+            raise ConfigError(f"the largest gradient norm must be above 0, got {self.max_norm:g}")
 
     def describe(self) -> Mapping[str, object]:
         """Settings that determine a fit."""
@@ -96,6 +114,8 @@ class GradientPrimitive:
             "primitive": self.rule.name,
             "step_size": self.step_size,
             "pull": self.pull,
+            "objective": self.objective.name,
+            **({"max_norm": self.max_norm} if math.isfinite(self.max_norm) else {}),
             "torch_threads": self.num_threads,
         }
 
@@ -110,8 +130,8 @@ class GradientPrimitive:
     ) -> Fit:
         """H = ceil(|C| / M) steps from the prior mean."""
         steps = int(fit_state["steps"])
-        vectors = {name: _writable(fit_state[name]) for name in self.rule.initial}
-        scaled_prior = _empty(prior["precision"])
+        vectors = {name: writable(fit_state[name]) for name in self.rule.initial}
+        scaled_prior = empty(prior["precision"])
         factor = np.float32(self.step_size * self.pull / len(records))
         np.multiply(prior["precision"], factor, out=scaled_prior.numpy())
         kept = "momentum" if self.rule.decay else None  # by the frame
@@ -126,9 +146,10 @@ class GradientPrimitive:
                 served,
                 records,
                 seed,
+                objective=self.objective,
                 batch_size=self.batch_size,
                 gradient=vectors[kept] if kept else torch.zeros_like(scaled_prior),
-                decay=self.rule.decay,
+                accumulate=partial(add_gradient, decay=self.rule.decay, max_norm=self.max_norm),
                 own=(*(vector for name, vector in vectors.items() if name != kept), scaled_prior),
                 update=update,
             )
@@ -140,6 +161,11 @@ class GradientPrimitive:
         """A tenth of the step size."""
         return replace(self, step_size=self.step_size / 10)
 
+    def after(self, num_records: int) -> "GradientPrimitive":
+        """The objective as it is by then."""
+        objective = self.objective.after(num_records)
+        return self if objective is self.objective else replace(self, objective=objective)
+
 
 def fit(
     model: NeuralModel,
@@ -148,9 +174,10 @@ def fit(
     records: Records,
     seed: int,
     *,
+    objective: AbstractObjective,
     batch_size: int,
     gradient: Tensor,
-    decay: float,
+    accumulate: Accumulate,
     own: tuple[Tensor, ...],
     update: Update,
 ) -> tuple[NaturalParameters, float]:
@@ -160,32 +187,35 @@ def fit(
     each at its own weights and noise, and S_t the precision of `prior`: this form has no cancellation.
 
     Args:
+        objective: what the steps ascend; the score is the ELBO in any case.
         batch_size: M, records per step.
-        gradient: [P]; a step makes it decay gradient + (1 - decay) (mean gradient of the minibatch).
-        decay: of that moving average; 0 for the gradient alone.
+        gradient: moving average of gradients [P].
+        accumulate: adds a minibatch to it.
         own: the primitive's own vectors [P], which its update reads and writes.
         update: how the mean moves.
     """
-    x = torch.from_numpy(np.require(records["x"], np.float32, "W"))
-    start, variance, mean, shift, squared, evidence = (_empty(prior["precision"]) for _ in range(6))
+    start, variance, mean, shift, squared, evidence = (empty(prior["precision"]) for _ in range(6))
     np.divide(prior["precision_mean"], prior["precision"], out=start.numpy())
     layout = model.layout
-    score = score_at_mean(model, layout, start, x, torch_generator(seed, "score"))
+    score = score_at_mean(model, layout, start, records, torch_generator(seed, "score"))
 
     np.divide(np.float32(1), served["precision"], out=variance.numpy())
     mean.copy_(start)
     shift.zero_()
     evidence.zero_()
     weights = Weights(layout.views(mean), layout.views(variance))
-    views = layout.views(gradient), layout.views(squared)
+    gradient_views, squared_views = layout.views(gradient), layout.views(squared)
     blocks = [Block(*parts) for parts in _blocks(start, shift, mean, gradient, squared, evidence)]
-    own_blocks = _blocks(*own)
+    own_blocks = _blocks(*own) or [()] * len(blocks)
     generator = torch_generator(seed, "noise")
-    for number, minibatch in enumerate(x.split(batch_size), start=1):
+    for number, minibatch in enumerate(minibatches(model, records.fields, batch_size), start=1):
         squared.zero_()  # weights that no layer used have no evidence
-        _differentiate(model, weights, minibatch, generator, *views, decay)
+        tape, gradients_u, size = _differentiate(model, objective, weights, minibatch, generator)
+        with torch.no_grad():
+            accumulate(tape, gradients_u, gradient_views, size)
+            _square(tape, gradients_u, squared_views, size, objective)
         for block, own_block in zip(blocks, own_blocks, strict=True):
-            block.evidence.add_(block.squared, alpha=len(minibatch))
+            block.evidence.add_(block.squared, alpha=size)
             update(block, own_block, number)
             torch.add(block.start, block.shift, out=block.mean)
 
@@ -195,31 +225,83 @@ def fit(
     return NaturalParameters({"precision_mean": precision_mean, "precision": evidence.numpy()}), score
 
 
-def score_at_mean(model: NeuralModel, layout: Layout, mean: Tensor, x: Tensor, generator: torch.Generator) -> float:
-    """Mean ELBO of x [n, D] at the weights `mean` [P], nats per record."""
+def score_at_mean(
+    model: NeuralModel, layout: Layout, mean: Tensor, records: Records, generator: torch.Generator
+) -> float:
+    """Mean ELBO of the records at the weights `mean` [P], nats per record."""
     weights = Weights(layout.views(mean))
     with torch.no_grad():
-        parts = [elbo(model.terms(weights, rows, generator)) for rows in x.split(_SCORE_ROWS)]
+        parts = [
+            elbo(model.terms(weights, rows, generator)) for rows in minibatches(model, records.fields, _SCORE_ROWS)
+        ]
     return float(torch.cat(parts).double().mean())
+
+
+def add_gradient(
+    tape: list[TapeEntry],
+    gradients_u: tuple[Tensor, ...],
+    average: dict[str, Tensor],
+    size: int,
+    *,
+    decay: float,
+    max_norm: float,
+) -> None:
+    """average <- decay average + (1 - decay) (mean gradient of the minibatch, shortened to max_norm)."""
+    factor = 1.0 if math.isinf(max_norm) else _shortening(tape, gradients_u, average, size, max_norm)
+    for entry, u in zip(tape, gradients_u, strict=True):
+        entry.layer.gradient(entry, u, average, decay=decay, weight=factor * (1 - decay) / size)
+
+
+def require_bound(objective: AbstractObjective, model: NeuralModel) -> None:
+    """Raise ConfigError if the objective needs draws that share their weights, and the layers draw them per record."""
+    if objective.shares_weights and not shares_weights(model.estimator):
+        raise ConfigError(
+            f"{objective.name}: with weight noise per importance sample it is not a bound, and the layers draw by "
+            f"{model.estimator.__name__}. Use a model with estimator=estimators.shared or estimators.mean"
+        )
 
 
 def _differentiate(
     model: NeuralModel,
+    objective: AbstractObjective,
     weights: Weights,
-    x: Tensor,
+    minibatch: Minibatch,
     generator: torch.Generator,
-    gradient: dict[str, Tensor],
-    squared: dict[str, Tensor],
-    decay: float,
-) -> None:
-    """Add the mean gradient of -ELBO to its moving average, and write the mean of squared per-record gradients."""
+) -> tuple[list[TapeEntry], tuple[Tensor, ...], int]:
+    """The tape of a forward pass, the gradients of the loss by its pre-activations, and the number of records M."""
     tape: list[TapeEntry] = []
-    loss = -elbo(model.terms(weights, x, generator, tape=tape)).sum()
-    gradients_u = torch.autograd.grad(loss, [entry.preactivations for entry in tape])
-    with torch.no_grad():
-        for entry, u in zip(tape, gradients_u, strict=True):
-            entry.layer.gradient(entry, u, gradient, decay=decay, weight=(1 - decay) / len(x))
-            entry.layer.squared_gradient(entry, u, squared, weight=1 / len(x))
+    terms = model.terms(weights, minibatch, generator, objective.num_samples, tape, objective.attached)
+    surrogate = objective.surrogate(terms)
+    gradients_u = torch.autograd.grad(-surrogate.sum(), [entry.preactivations for entry in tape])
+    return tape, gradients_u, len(surrogate)
+
+
+def _square(
+    tape: list[TapeEntry],
+    gradients_u: tuple[Tensor, ...],
+    squared: dict[str, Tensor],
+    size: int,
+    objective: AbstractObjective,
+) -> None:
+    """Write the mean of squared per-record gradients.
+
+    A record drawn S times is S rows of a layer below z. A row's gradient is 1/S of that draw's, so the mean of the
+    draws' squares is S times the sum of the rows'.
+    """
+    for entry, u in zip(tape, gradients_u, strict=True):
+        draws = len(u) // size if objective.averages else 1
+        entry.layer.squared_gradient(entry, u, squared, weight=draws / size)
+
+
+def _shortening(
+    tape: list[TapeEntry], gradients_u: tuple[Tensor, ...], like: dict[str, Tensor], size: int, max_norm: float
+) -> float:
+    """min(1, max_norm / norm of the mean gradient)."""
+    mean = {name: torch.empty_like(view) for name, view in like.items()}
+    for entry, u in zip(tape, gradients_u, strict=True):
+        entry.layer.gradient(entry, u, mean, weight=1 / size)
+    norm = math.sqrt(sum(float(mean[name].square().sum()) for entry in tape for name in entry.layer.shapes()))
+    return min(1.0, max_norm / norm) if norm else 1.0
 
 
 def _blocks(*vectors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -237,13 +319,13 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _writable(array: Array) -> Tensor:
+def writable(array: Array) -> Tensor:
     """A copy of an array of the fit state; the snapshot's own array is shared and read-only."""
-    tensor = _empty(array)
+    tensor = empty(array)
     np.copyto(tensor.numpy(), array)
     return tensor
 
 
-def _empty(like: Array) -> Tensor:
+def empty(like: Array) -> Tensor:
     """An uninitialised float32 tensor; its memory was in use before, so it costs no page faults."""
     return torch.from_numpy(empty_like(like, np.float32))

@@ -34,6 +34,10 @@ class Bernoulli:
         """One draw of x [..., D]."""
         return torch.bernoulli(torch.sigmoid(outputs), generator=generator)
 
+    def fisher(self, outputs: Tensor) -> Tensor:
+        """Fisher information of x in the outputs, nats [..., D, D]: diag(p (1 - p))."""
+        return torch.diag_embed(torch.sigmoid(outputs) * torch.sigmoid(-outputs))
+
     def validate(self, x: Array, first_record: int = 0) -> None:
         """Raise DataError unless every value is 0 or 1; row 0 is called `first_record`."""
         wrong = (x != 0) & (x != 1)

@@ -40,6 +40,14 @@ class Normal:
         mean, log_scale = self._parameters(outputs)
         return mean + torch.exp(log_scale) * torch.randn(mean.shape, generator=generator)
 
+    def fisher(self, outputs: Tensor) -> Tensor:
+        """Fisher information of x in the outputs, nats [..., 2 D, 2 D]: diag(exp(-2 s), 2 (ds/dr)^2), r the raw s."""
+        _, log_scale = self._parameters(outputs)
+        half = (_GREATEST_LOG_SCALE - _LEAST_LOG_SCALE) / 2
+        raw = outputs.chunk(2, dim=-1)[1]
+        slope = 1 - torch.tanh(raw / half).square()
+        return torch.diag_embed(torch.cat([torch.exp(-2 * log_scale), 2 * slope.square()], dim=-1))
+
     def validate(self, x: Array, first_record: int = 0) -> None:
         """Raise DataError unless every value is finite; row 0 is called `first_record`."""
         wrong = ~np.isfinite(x)

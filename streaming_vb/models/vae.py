@@ -5,6 +5,7 @@ with (mu, lv) = encoder(x; w). (Kingma and Welling 2014, with weights integrated
 """
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,15 +16,13 @@ from torch import Tensor
 
 from streaming_vb.errors import ConfigError, DataError
 from streaming_vb.families.mean_field_normal import MeanFieldNormal
+from streaming_vb.layers.estimators import Estimator, local
 from streaming_vb.layers.layout import Layout, Weights
-from streaming_vb.layers.linear import Linear, TapeEntry
+from streaming_vb.layers.linear import Linear
+from streaming_vb.layers.tape import Layer, TapeEntry
 from streaming_vb.likelihoods.bernoulli import Bernoulli
-from streaming_vb.models.neural import Terms
-from streaming_vb.seeding import numpy_generator
-from streaming_vb.types import Array, Moments, NaturalParameters, Records
-
-PRIOR_VARIANCE = 0.1
-"""c of p(w) = N(w0, c / fan_in)."""
+from streaming_vb.models.neural import Draw, Minibatch, Terms, layout_of, prior_of
+from streaming_vb.types import Array, NaturalParameters, Records
 
 
 class Likelihood(Protocol):
@@ -39,15 +38,128 @@ class Likelihood(Protocol):
     def validate(self, x: Array, first_record: int = 0) -> None: ...
 
 
+class AbstractVAE(ABC):
+    """A VAE with one latent variable; a concrete one says which layers encode and decode.
+
+    Fields of a concrete class: `latent` (Z), `likelihood`, `estimator`.
+    """
+
+    __slots__ = ()
+    latent: int
+    likelihood: Likelihood
+    estimator: Estimator
+
+    @property
+    @abstractmethod
+    def num_columns(self) -> int:
+        """D."""
+
+    @property
+    @abstractmethod
+    def encoder(self) -> tuple[Layer, ...]:
+        """D -> ... -> 2 Z (mean and log variance of z)."""
+
+    @property
+    @abstractmethod
+    def decoder(self) -> tuple[Layer, ...]:
+        """Z -> ... -> outputs of the likelihood."""
+
+    @abstractmethod
+    def describe(self) -> Mapping[str, object]:
+        """Settings that determine the model."""
+
+    @property
+    def family(self) -> MeanFieldNormal:
+        """Mean-field normal weights."""
+        return MeanFieldNormal()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """x [B, D]."""
+        return ("x",)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Encoder, then decoder."""
+        return (*self.encoder, *self.decoder)
+
+    @property
+    def layout(self) -> Layout:
+        """Where each weight lies in the vector [P]."""
+        return layout_of(self.layers)
+
+    def prior(self, seed: int) -> NaturalParameters:
+        """p(w) = N(w0, c / fan_in) around a random centre (`models/neural.py`)."""
+        return prior_of(self.layers, seed)
+
+    def validate(self, records: Records) -> None:
+        """Raise DataError unless x is [B, D], finite, and in the likelihood's range."""
+        validate_columns(records, self.num_columns)
+        self.likelihood.validate(records["x"], records.interval.start)
+
+    def terms(
+        self,
+        weights: Weights,
+        records: Minibatch,
+        generator: torch.Generator,
+        num_samples: int = 1,
+        tape: list[TapeEntry] | None = None,
+        attached: bool = True,
+    ) -> Terms:
+        """Per-record terms of the bound for x [B, D], with S = num_samples draws of z per record.
+
+        Noise of the weights is drawn at every layer for every record (and draw of z) where they have a variance.
+        """
+        x = records["x"]
+        mean, log_variance = self.encode(weights, x, generator, tape)
+        z = draw_normal(mean, log_variance, num_samples, generator, attached)
+        outputs = forward(self.decoder, weights, z.view(-1, self.latent), generator, tape)
+        log_likelihood = self.likelihood.log_prob(outputs.view(num_samples, len(x), -1), x)
+        kl_latent = 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance).sum(-1)
+        return Terms(log_likelihood, kl_latent, (Draw(z, mean, log_variance),))
+
+    def encode(
+        self,
+        weights: Weights,
+        x: Tensor,
+        generator: torch.Generator,
+        tape: list[TapeEntry] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean [B, Z] and log variance [B, Z] of q(z | x)."""
+        mean, log_variance = forward(self.encoder, weights, x, generator, tape).chunk(2, dim=-1)
+        return mean, log_variance
+
+    def decode(self, weights: Weights, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Outputs of the decoder [B, outputs] for z [B, Z]."""
+        return forward(self.decoder, weights, z, generator, None)
+
+    def sample_latent(self, weights: Weights, num_samples: int, generator: torch.Generator) -> Tensor:
+        """z ~ N(0, I) [num_samples, Z]."""
+        del weights
+        return torch.randn(num_samples, self.latent, generator=generator)
+
+    def log_weights(
+        self, weights: Weights, x: Tensor, encoding: tuple[Tensor, Tensor], num_samples: int, generator: torch.Generator
+    ) -> Tensor:
+        """log p(x, z_s) - log q(z_s | x) [S, B] for S fresh draws of z per record, from what `encode` returned."""
+        mean, log_variance = encoding
+        noise = torch.randn(num_samples, *mean.shape, generator=generator)
+        z = mean + torch.exp(0.5 * log_variance) * noise
+        outputs = self.decode(weights, z.view(-1, self.latent), generator).view(num_samples, len(x), -1)
+        log_ratio = 0.5 * (noise.square() - z.square()).sum(-1) + 0.5 * log_variance.sum(-1)
+        return self.likelihood.log_prob(outputs, x) + log_ratio
+
+
 @dataclass(frozen=True, slots=True)
-class VAE:
+class VAE(AbstractVAE):
     """D columns, hidden layers of the given widths (mirrored in the decoder), Z latent dimensions.
 
     Args:
         num_columns: D.
-        hidden: widths of the encoder's hidden layers, input side first.
+        hidden: widths of the encoder's hidden layers, input side first; none makes encoder and decoder linear.
         latent: Z.
         likelihood: p(x | outputs).
+        estimator: how layers draw pre-activations; `estimators.mean` is the classic auto-encoder with MAP weights.
 
     Raises:
         ConfigError: a size is below 1.
@@ -60,36 +172,21 @@ class VAE:
     hidden: tuple[int, ...] = (500,)
     latent: int = 20
     likelihood: Likelihood = Bernoulli()
+    estimator: Estimator = local
 
     def __post_init__(self) -> None:
-        sizes = {"columns": (self.num_columns,), "hidden": self.hidden, "latent": (self.latent,)}
-        for name, values in sizes.items():
-            if not values or min(values) < 1:
-                raise ConfigError(f"VAE: {name} must be at least 1, got {','.join(map(str, values)) or 'nothing'}")
-
-    @property
-    def family(self) -> MeanFieldNormal:
-        """Mean-field normal weights."""
-        return MeanFieldNormal()
+        require_sizes("VAE", columns=(self.num_columns,), hidden=self.hidden, latent=(self.latent,))
 
     @property
     def encoder(self) -> tuple[Linear, ...]:
         """D -> hidden -> 2 Z (mean and log variance of z)."""
-        return _chain("encoder", (self.num_columns, *self.hidden, 2 * self.latent))
+        return chain("encoder", (self.num_columns, *self.hidden, 2 * self.latent), self.estimator)
 
     @property
     def decoder(self) -> tuple[Linear, ...]:
         """Z -> hidden, mirrored -> outputs of the likelihood."""
         outputs = self.num_columns * self.likelihood.outputs_per_column
-        return _chain("decoder", (self.latent, *reversed(self.hidden), outputs))
-
-    @property
-    def layout(self) -> Layout:
-        """Where each weight lies in the vector [P]."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in (*self.encoder, *self.decoder):
-            shapes |= layer.shapes()
-        return Layout(shapes)
+        return chain("decoder", (self.latent, *reversed(self.hidden), outputs), self.estimator)
 
     def describe(self) -> Mapping[str, object]:
         """Settings that determine the model."""
@@ -99,72 +196,8 @@ class VAE:
             "hidden": list(self.hidden),
             "latent": self.latent,
             "likelihood": self.likelihood.name,
+            "estimator": self.estimator.__name__,
         }
-
-    def prior(self, seed: int) -> NaturalParameters:
-        """p(w) = N(w0, c / fan_in), w0 one draw of U(-1/sqrt(fan_in), 1/sqrt(fan_in)); float64.
-
-        The shared random centre breaks the permutation symmetry of hidden units once for everybody, so that local
-        posteriors lie in one mode and their deltas can be added.
-        """
-        generator = numpy_generator(seed, "prior")
-        means, variances = [], []
-        for layer in (*self.encoder, *self.decoder):
-            size = layer.num_outputs * (layer.num_inputs + 1)
-            means.append(generator.uniform(-1, 1, size) / np.sqrt(layer.num_inputs))
-            variances.append(np.full(size, PRIOR_VARIANCE / layer.num_inputs))
-        return self.family.natural(Moments(np.concatenate(means), np.concatenate(variances)))
-
-    def validate(self, records: Records) -> None:
-        """Raise DataError unless x is [B, D], finite, and in the likelihood's range."""
-        x = records["x"]
-        if x.ndim != 2 or x.shape[1] != self.num_columns:
-            raise DataError(
-                f"{records.interval}: {x.shape[-1]} columns came, the model expects {self.num_columns}. "
-                "Use data of the same width, or another run directory"
-            )
-        if not np.isfinite(x).all():
-            row, column = (int(i) for i in divmod(int((~np.isfinite(x)).argmax()), x.shape[1]))
-            raise DataError(
-                f"{records.interval}: record {records.interval.start + row} column {column} is {x[row, column]}. "
-                "Every value must be finite: impute it, or drop the record"
-            )
-        self.likelihood.validate(x, records.interval.start)
-
-    def terms(
-        self,
-        weights: Weights,
-        x: Tensor,
-        generator: torch.Generator,
-        num_samples: int = 1,
-        tape: list[TapeEntry] | None = None,
-    ) -> Terms:
-        """Per-record terms of the bound for x [B, D], with S = num_samples draws of z per record.
-
-        Noise of the weights is drawn at every layer for every record (and draw of z) where they have a variance.
-        """
-        mean, log_variance = self.encode(weights, x, generator, tape)
-        noise = torch.randn(num_samples, *mean.shape, generator=generator)
-        z = mean + torch.exp(0.5 * log_variance) * noise
-        outputs = _forward(self.decoder, weights, z.reshape(-1, self.latent), generator, tape)
-        log_likelihood = self.likelihood.log_prob(outputs.view(num_samples, len(x), -1), x)
-        kl_latent = 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance).sum(-1)
-        return Terms(log_likelihood, kl_latent)
-
-    def encode(
-        self,
-        weights: Weights,
-        x: Tensor,
-        generator: torch.Generator,
-        tape: list[TapeEntry] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Mean [B, Z] and log variance [B, Z] of q(z | x)."""
-        mean, log_variance = _forward(self.encoder, weights, x, generator, tape).chunk(2, dim=-1)
-        return mean, log_variance
-
-    def decode(self, weights: Weights, z: Tensor, generator: torch.Generator) -> Tensor:
-        """Outputs of the decoder [B, outputs] for z [B, Z]."""
-        return _forward(self.decoder, weights, z, generator, None)
 
 
 def example() -> VAE:
@@ -172,18 +205,51 @@ def example() -> VAE:
     return VAE(6, hidden=(5,), latent=2)
 
 
-def _chain(name: str, sizes: tuple[int, ...]) -> tuple[Linear, ...]:
+def require_sizes(model: str, **sizes: tuple[int, ...]) -> None:
+    """Raise ConfigError unless every size is at least 1."""
+    for name, values in sizes.items():
+        if values and min(values) < 1:
+            raise ConfigError(f"{model}: {name} must be at least 1, got {','.join(map(str, values))}")
+
+
+def validate_columns(records: Records, num_columns: int) -> None:
+    """Raise DataError unless x is [B, num_columns] and finite."""
+    x = records["x"]
+    if x.ndim != 2 or x.shape[1] != num_columns:
+        raise DataError(
+            f"{records.interval}: {x.shape[-1]} columns came, the model expects {num_columns}. "
+            "Use data of the same width, or another run directory"
+        )
+    if not np.isfinite(x).all():
+        row, column = (int(i) for i in divmod(int((~np.isfinite(x)).argmax()), x.shape[1]))
+        raise DataError(
+            f"{records.interval}: record {records.interval.start + row} column {column} is {x[row, column]}. "
+            "Every value must be finite: impute it, or drop the record"
+        )
+
+
+def chain(name: str, sizes: tuple[int, ...], estimator: Estimator) -> tuple[Linear, ...]:
+    """Linear layers from each size to the next."""
     pairs = itertools.pairwise(sizes)
-    return tuple(Linear(f"{name}.{i}", inputs, outputs) for i, (inputs, outputs) in enumerate(pairs))
+    return tuple(Linear(f"{name}.{i}", inputs, outputs, estimator) for i, (inputs, outputs) in enumerate(pairs))
 
 
-def _forward(
-    layers: tuple[Linear, ...],
+def forward(
+    layers: tuple[Layer, ...],
     weights: Weights,
     x: Tensor,
     generator: torch.Generator,
     tape: list[TapeEntry] | None,
 ) -> Tensor:
+    """Outputs of layers with rectified linear units in between."""
     for layer in layers[:-1]:
         x = torch.relu(layer(weights, x, generator, tape))
     return layers[-1](weights, x, generator, tape)
+
+
+def draw_normal(
+    mean: Tensor, log_variance: Tensor, num_samples: int, generator: torch.Generator, attached: bool
+) -> Tensor:
+    """z = mu + exp(lv / 2) e [S, B, Z] for mu, lv [B, Z]; without its gradient unless attached."""
+    z = mean + torch.exp(0.5 * log_variance) * torch.randn(num_samples, *mean.shape, generator=generator)
+    return z if attached else z.detach()

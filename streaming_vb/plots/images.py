@@ -9,6 +9,19 @@ from matplotlib.figure import Figure
 from streaming_vb.types import Array
 
 
+def shades(values: Array, reference: Array) -> Array:
+    """Values as shades of grey: as they are where the reference lies in [0, 1], else on the scale of its range.
+
+    >>> shades(np.array([0.0, 8.0]), np.array([0.0, 16.0])).tolist()
+    [0.0, 0.5]
+    """
+    low, high = float(reference.min()), float(reference.max())
+    if low >= 0 and high <= 1:
+        return values
+    scaled: Array = (values - low) / ((high - low) or 1.0)
+    return scaled
+
+
 def draw(rows: Mapping[str, Array], shape: tuple[int, ...], path: Path) -> None:
     """Write one row of tiles per entry.
 

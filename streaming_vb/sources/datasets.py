@@ -1,13 +1,13 @@
 """Data sets by name, and a user's own table, each with a held-out part."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from streaming_vb.errors import MissingExtra, SourceError
 from streaming_vb.seeding import numpy_generator
-from streaming_vb.sources.files import Table, read_idx, read_table, require_scorable
+from streaming_vb.sources.files import Table, read_idx, read_table, require_scorable, takes_whole_numbers
 from streaming_vb.types import Array
 
 HELD_OUT = 0.1
@@ -17,6 +17,7 @@ _FILES = {
     "train": "train-images-idx3-ubyte",
     "test": "t10k-images-idx3-ubyte",
     "labels": "t10k-labels-idx1-ubyte",
+    "train_labels": "train-labels-idx1-ubyte",
 }
 _DOWNLOADS = {
     "mnist": (
@@ -25,6 +26,7 @@ _DOWNLOADS = {
             "train": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
             "test": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
             "labels": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            "train_labels": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
         },
     ),
     "fashion-mnist": (
@@ -33,6 +35,7 @@ _DOWNLOADS = {
             "train": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
             "test": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
             "labels": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            "train_labels": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
         },
     ),
 }
@@ -69,7 +72,7 @@ def load(name: str, data_dir: Path | None, likelihood: str) -> Dataset:
     Args:
         name: of the data set, or a path.
         data_dir: folder with the original IDX files (or with a folder of the data set's name); none means download.
-        likelihood: the values must lie in its range.
+        likelihood: its name; every value must be one that it can score.
 
     Raises:
         SourceError: unknown name, missing or damaged file, no network.
@@ -77,9 +80,9 @@ def load(name: str, data_dir: Path | None, likelihood: str) -> Dataset:
         MissingExtra: the data set needs a package that is not installed.
     """
     if name == "digits":
-        return _digits()
+        return _digits(likelihood)
     if name in _DOWNLOADS:
-        return _images(name, data_dir)
+        return _images(name, data_dir, likelihood)
     if not Path(name).suffix and not Path(name).exists():
         raise SourceError(
             f"unknown data set {name!r}: expected digits, mnist, fashion-mnist, or a path "
@@ -87,7 +90,19 @@ def load(name: str, data_dir: Path | None, likelihood: str) -> Dataset:
         )
     table = read_table(Path(name))
     require_scorable(table, likelihood)
-    return _split(name, table.x, None, _byte_scale(table), table.shape)
+    return _split(table, name, None, _scale(table, likelihood, 1 / 255))
+
+
+def train_labels(name: str, data_dir: Path | None) -> Array:
+    """Labels [n] of the training table of "digits", "mnist" or "fashion-mnist", in its order.
+
+    Raises:
+        SourceError, MissingExtra: as `load`.
+    """
+    if name == "digits":
+        labels = _load_digits().target
+        return np.asarray(labels[_hold_out(name, len(labels))[0]])
+    return read_idx(_locate(name, "train_labels", data_dir))
 
 
 def read_for(num_columns: int, path: Path, likelihood: str) -> Array:
@@ -104,45 +119,65 @@ def read_for(num_columns: int, path: Path, likelihood: str) -> Array:
             "Score data of the width it was fitted on"
         )
     require_scorable(table, likelihood)
-    return table.x.astype(np.float32) * np.float32(_byte_scale(table) or 1.0)
+    return table.x.astype(np.float32) * np.float32(_scale(table, likelihood, 1 / 255) or 1.0)
 
 
-def _byte_scale(table: Table) -> float:
-    return 1 / 255 if table.x.dtype == np.uint8 else 0.0
+def _scale(table: Table, likelihood: str, byte_scale: float) -> float:
+    """`Dataset.scale`: floating point stays as it is; bytes are scaled unless the likelihood takes whole numbers."""
+    if table.x.dtype != np.uint8:
+        return 0.0
+    return 1.0 if takes_whole_numbers(likelihood) else byte_scale
 
 
-def _digits() -> Dataset:
+def _load_digits() -> Any:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise MissingExtra("digits needs scikit-learn. Type pip install 'streaming-vb[demo]'") from None
-    bunch = load_digits()
-    x = bunch.data.astype(np.uint8)  # 8 x 8 counts, 0 to 16
-    return _split("digits", x, bunch.target, 1 / 16, (8, 8))
+    return load_digits()
 
 
-def _split(name: str, x: Array, labels: Array | None, scale: float, shape: tuple[int, ...]) -> Dataset:
-    """Hold out every record that a fixed permutation puts into the last tenth; the others keep their order."""
-    num_held_out = max(1, round(HELD_OUT * len(x)))
-    if len(x) < 20:
-        raise SourceError(f"{name}: {len(x)} records; at least 20 are needed to hold a tenth of them out")
-    order = numpy_generator(0, "held out").permutation(len(x))
-    train, test = np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
-    return Dataset(name, x[train], x[test], None if labels is None else labels[test], scale, shape)
+def _digits(likelihood: str) -> Dataset:
+    bunch = _load_digits()
+    table = _byte_table(bunch.images.astype(np.uint8), "digits")  # 8 x 8 counts, 0 to 16
+    require_scorable(table, likelihood)
+    return _split(table, "digits", bunch.target, _scale(table, likelihood, 1 / 16))
 
 
-def _images(name: str, data_dir: Path | None) -> Dataset:
-    parts = {}
-    for part in _FILES:
-        path = _download(name, part) if data_dir is None else _find(name, part, data_dir)
-        parts[part] = read_idx(path)
+def _byte_table(images: Array, where: str) -> Table:
+    x = images.reshape(len(images), -1)
+    return Table(x, tuple(str(i) for i in range(x.shape[1])), images.shape[1:], where)
+
+
+def _split(table: Table, name: str, labels: Array | None, scale: float) -> Dataset:
+    train, test = _hold_out(name, len(table.x))
+    return Dataset(name, table.x[train], table.x[test], None if labels is None else labels[test], scale, table.shape)
+
+
+def _hold_out(name: str, num_records: int) -> tuple[Array, Array]:
+    """Rows to stream and rows to hold out: those that a fixed permutation puts into the last tenth; each in order."""
+    if num_records < 20:
+        raise SourceError(f"{name}: {num_records} records; at least 20 are needed to hold a tenth of them out")
+    num_held_out = max(1, round(HELD_OUT * num_records))
+    order = numpy_generator(0, "held out").permutation(num_records)
+    return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
+
+
+def _images(name: str, data_dir: Path | None, likelihood: str) -> Dataset:
+    parts = {part: read_idx(_locate(name, part, data_dir)) for part in ("train", "test", "labels")}
     shape = parts["train"].shape[1:]
     if parts["test"].shape[1:] != shape or len(parts["labels"]) != len(parts["test"]):
         raise SourceError(
             f"{name}: shapes of the parts do not fit: {', '.join(str(part.shape) for part in parts.values())}"
         )
-    train, test = (parts[part].reshape(len(parts[part]), -1) for part in ("train", "test"))
-    return Dataset(name, train, test, parts["labels"], 1 / 255, shape)
+    train, test = (_byte_table(parts[part], f"{name}, {_FILES[part]}") for part in ("train", "test"))
+    for table in (train, test):
+        require_scorable(table, likelihood)
+    return Dataset(name, train.x, test.x, parts["labels"], _scale(train, likelihood, 1 / 255), shape)
+
+
+def _locate(name: str, part: str, data_dir: Path | None) -> Path:
+    return _download(name, part) if data_dir is None else _find(name, part, data_dir)
 
 
 def _find(name: str, part: str, data_dir: Path) -> Path:

@@ -20,6 +20,8 @@ from streaming_vb.types import Array
 
 _IDX_FORMATS = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 """Third byte of an IDX file, by LeCun's description of the format."""
+_GREATEST_COUNT = 2**24 - 1
+"""Up to here float32, in which records travel to a model, holds every whole number."""
 
 
 class Table(NamedTuple):
@@ -84,22 +86,62 @@ def require_scorable(table: Table, likelihood: str) -> None:
     Raises:
         DataError: a value is not finite, or out of the likelihood's range; the record and the column are named.
     """
-    if table.x.dtype == np.uint8:
+    if table.x.dtype == np.uint8 and not takes_whole_numbers(likelihood):
+        _require_more_than_ones(table)
         return
-    _refuse(table, ~np.isfinite(table.x), "every value must be finite: impute it, or drop the record")
-    if likelihood == "bernoulli":
-        outside = (table.x < 0) | (table.x > 1)
+    _require(table, np.isfinite(table.x), "every value must be finite: impute it, or drop the record")
+    good, needs = _scorable(table.x, likelihood)
+    if not good.all():
         span = f"the table holds {table.x.min():g} to {table.x.max():g}"
-        _refuse(
-            table,
-            outside,
-            f"the bernoulli likelihood needs values in [0, 1], {span}. Type --likelihood normal, or rescale",
-        )
+        what_to_do = f"Type --likelihood {_suited(table.x)}, or change the values"
+        _require(table, good, f"the {likelihood} likelihood needs {needs}, {span}. {what_to_do}")
 
 
-def _refuse(table: Table, wrong: Array, what_to_do: str) -> None:
-    if wrong.any():
-        row, column = divmod(int(wrong.argmax()), table.x.shape[1])
+def takes_whole_numbers(likelihood: str) -> bool:
+    """Whether a likelihood scores whole numbers as they are stored; for the others bytes are divided by 255.
+
+    >>> takes_whole_numbers("categorical:17"), takes_whole_numbers("normal")
+    (True, False)
+    """
+    return likelihood.partition(":")[0] in ("poisson", "categorical")
+
+
+def _require_more_than_ones(table: Table) -> None:
+    """Zeros and ones that were stored as bytes would be read as 0 and 1/255."""
+    if table.x.max() == 1:
+        what_to_do = "Save zeros and ones as floating point: x.astype('float32')"
+        _require(table, table.x == 0, f"bytes are divided by 255, and none here is above 1. {what_to_do}")
+
+
+def _scorable(x: Array, likelihood: str) -> tuple[Array, str]:
+    """Where finite values [n, D] can be scored, and what they should be, in words."""
+    name, _, num_categories = likelihood.partition(":")
+    if name == "poisson":
+        return _is_whole(x), f"whole numbers 0 to {_GREATEST_COUNT:,}"
+    if name == "categorical":
+        greatest = int(num_categories) - 1
+        return _is_whole(x) & (x <= greatest), f"whole numbers 0 to {greatest}"
+    if name in ("bernoulli", "continuous-bernoulli"):
+        return (x >= 0) & (x <= 1), "values in [0, 1]"
+    return np.ones(x.shape, bool), "finite values"
+
+
+def _is_whole(x: Array) -> Array:
+    """Where x [n, D] holds 0, 1, 2, ... and float32 holds the same."""
+    whole: Array = (x >= 0) & (x <= _GREATEST_COUNT) & (x == np.rint(x))
+    return whole
+
+
+def _suited(x: Array) -> str:
+    """What to type for finite values [n, D]."""
+    if _is_whole(x).all():
+        return f"poisson or categorical:{int(x.max()) + 1}"
+    return "continuous-bernoulli" if x.min() >= 0 and x.max() <= 1 else "normal"
+
+
+def _require(table: Table, good: Array, what_to_do: str) -> None:
+    if not good.all():
+        row, column = divmod(int(good.argmin()), table.x.shape[1])
         raise DataError(
             f"{table.where}: record {row} column {table.columns[column]} is {table.x[row, column]:g}; {what_to_do}"
         )

@@ -40,7 +40,9 @@ class LocalUpdate:
         """
         records = self.source.read(lease.interval)
         self.model.validate(records)
-        primitive = self.primitive if lease.attempt == 0 else self.primitive.cautious()
+        primitive = self.primitive.after(snapshot.num_records)
+        if lease.attempt:
+            primitive = primitive.cautious()
         fit = primitive(
             prior=snapshot.posterior.scale(lease.share),
             served=self.forgetting.served(snapshot.posterior, self.prior, snapshot.num_records),

@@ -43,7 +43,11 @@ GOOD = [[0.5, 0.1, 0.9, 0.0]] * 30
         (("fit", "digits", "--workers", 4), 2, "--engine inline means one worker.*--engine ray.*--engine simulated"),
         (("fit", "digits", "--engine", "spark"), 2, "--engine spark: expected one of inline, simulated, ray"),
         (("fit", "digits", "--primitive", "sgd"), 2, "--primitive sgd: expected one of natural-gradient, adam"),
-        (("fit", "digits", "--likelihood", "poisson"), 2, "--likelihood poisson: expected one of bernoulli, normal"),
+        (
+            ("fit", "digits", "--likelihood", "gauss"),
+            2,
+            "--likelihood gauss: expected one of bernoulli, .*categorical:K",
+        ),
         (("fit", "digits", "--mode", "sync"), 2, "--mode must be one of async, ordered, got 'sync'"),
         (("fit", "digits", "--share", "half"), 2, "--share must be one of auto, 1, got 'half'"),
         (("fit", "digits", "--forgetting", "window"), 2, "--forgetting: expected none or window:MIN:KAPPA"),

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from streaming_vb.families.mean_field_normal import MeanFieldNormal
+from streaming_vb.layers.estimators import Estimator, local
 from streaming_vb.layers.layout import Layout, Weights
-from streaming_vb.layers.linear import Linear, TapeEntry
-from streaming_vb.models.neural import Terms
+from streaming_vb.layers.linear import Linear
+from streaming_vb.layers.tape import TapeEntry
+from streaming_vb.models.neural import Minibatch, Terms
 from streaming_vb.types import Array, Interval, Moments, NaturalParameters, Records
 
 LAYER = Linear("layer", 2, 1)
@@ -43,14 +44,24 @@ class LinearLoss:
     def describe(self) -> dict[str, object]:
         return {"model": "linear loss"}
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("x",)
+
+    @property
+    def estimator(self) -> Estimator:
+        return local
+
     def terms(
         self,
         weights: Weights,
-        x: Tensor,
+        records: Minibatch,
         generator: torch.Generator,
         num_samples: int = 1,
         tape: list[TapeEntry] | None = None,
+        attached: bool = True,
     ) -> Terms:
+        x = records["x"]
         b = LAYER(weights, x[:, :2], generator, tape)[:, 0]
         return Terms(-(x[:, 2] * b)[None], torch.zeros(len(x)))
 

@@ -1,5 +1,6 @@
 """The frame of a gradient fit: where it starts, what it is scored at, and which noise it draws."""
 
+import math
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ from streaming_vb.inference import natural_gradient, neural
 from streaming_vb.layers.layout import Layout, Weights
 from streaming_vb.models import vae
 from streaming_vb.models.neural import NeuralModel
-from streaming_vb.objectives import elbo
+from streaming_vb.objectives import Elbo, elbo
 from streaming_vb.types import Fit, Moments, NaturalParameters, Records
 
 MODEL = vae.example()
@@ -45,7 +46,14 @@ def fit(
 ) -> tuple[NaturalParameters, float]:
     """A fit whose primitive keeps nothing of its own."""
     gradient = torch.zeros(MODEL.layout.num_weights)
-    frame = {"batch_size": batch_size, "gradient": gradient, "decay": 0.0, "own": (gradient,), "update": update}
+    frame = {
+        "objective": Elbo(),
+        "batch_size": batch_size,
+        "gradient": gradient,
+        "accumulate": partial(neural.add_gradient, decay=0.0, max_norm=math.inf),
+        "own": (gradient,),
+        "update": update,
+    }
     return neural.fit(MODEL, prior, served, records, seed, **frame)
 
 
@@ -111,7 +119,7 @@ def test_the_gradient_is_that_of_the_bound_under_sampled_weights() -> None:
     for _ in range(400):
         leaf = mean.clone().requires_grad_()
         flat = leaf + variance.sqrt() * torch.randn(mean.shape, generator=generator)
-        loss = -elbo(MODEL.terms(Weights(MODEL.layout.views(flat)), x, generator)).sum()
+        loss = -elbo(MODEL.terms(Weights(MODEL.layout.views(flat)), {"x": x}, generator)).sum()
         explicit.append(torch.autograd.grad(loss, leaf)[0].numpy())
     difference = local - np.stack(explicit)
     assert deviations(difference.astype(np.float64), np.asarray(0.0)) < STANDARD_ERRORS
@@ -121,7 +129,7 @@ def test_the_gradient_is_that_of_the_bound_under_sampled_weights() -> None:
 def test_the_score_is_the_elbo_at_the_mean_of_the_snapshot() -> None:
     mean = torch.from_numpy(MODEL.family.mean(PRIOR))
     x = torch.from_numpy(RECORDS["x"])
-    terms = MODEL.terms(Weights(MODEL.layout.views(mean)), x, torch.Generator().manual_seed(0), num_samples=2000)
+    terms = MODEL.terms(Weights(MODEL.layout.views(mean)), {"x": x}, torch.Generator().manual_seed(0), num_samples=2000)
     expected = float(elbo(terms).mean())
     scores = np.array([fit(PRIOR, PRIOR, seed)[1] for seed in range(200)])
     assert deviations(scores, np.asarray(expected)) < STANDARD_ERRORS

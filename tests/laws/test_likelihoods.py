@@ -21,12 +21,34 @@ def outputs_of(likelihood: Any, num_columns: int, *batch: int) -> Tensor:
     return 0.3 + 0.7 * torch.randn(*batch, num_columns * likelihood.outputs_per_column, generator=generator)
 
 
-def is_continuous(likelihood: Any) -> bool:
+def accepts(likelihood: Any, value: float) -> bool:
     try:
-        likelihood.validate(np.array([[0.5]]))
+        likelihood.validate(np.array([[value]]))
     except DataError:
         return False
     return True
+
+
+def support(likelihood: Any) -> tuple[Tensor, float]:
+    """Points x [n, 1] that cover what a column can hold, by what `validate` accepts, and their spacing."""
+    whole = [float(value) for value in range(-500, 501) if accepts(likelihood, value)]
+    if not accepts(likelihood, 0.5):
+        return torch.tensor(whole, dtype=torch.float64)[:, None], 1.0
+    spacing = (whole[-1] - whole[0]) / 100_000
+    return whole[0] + spacing * (torch.arange(100_000, dtype=torch.float64)[:, None] + 0.5), spacing
+
+
+def probabilities(likelihood: Any, outputs: Tensor) -> Tensor:
+    """Of the points of the support of one column [n], for outputs [O]."""
+    points, spacing = support(likelihood)
+    return likelihood.log_prob(outputs.expand(len(points), -1), points).exp() * spacing
+
+
+def scores(likelihood: Any, outputs: Tensor, x: Tensor) -> Tensor:
+    """d log p(x_i) / d outputs [n, O] for outputs [O] and x [n, D]."""
+    each = outputs.expand(len(x), -1).clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(likelihood.log_prob(each, x).sum(), each)
+    return gradient
 
 
 @every_likelihood
@@ -39,11 +61,48 @@ def test_log_prob_has_one_value_per_draw_and_record(example: Example) -> None:
 @every_likelihood
 def test_probabilities_of_one_column_add_up_to_one(example: Example) -> None:
     likelihood, _ = example
-    outputs = outputs_of(likelihood, 1, 1).double()
-    spacing = 0.01 if is_continuous(likelihood) else 1.0
-    support = torch.arange(-500, 500, spacing, dtype=torch.float64) if spacing < 1 else torch.arange(2.0).double()
-    total = likelihood.log_prob(outputs.expand(len(support), -1), support[:, None]).exp().sum() * spacing
+    total = probabilities(likelihood, outputs_of(likelihood, 1).double()).sum()
     assert float(total) == pytest.approx(1.0, abs=1e-6)
+
+
+@every_likelihood
+def test_the_mean_is_that_of_the_probabilities(example: Example) -> None:
+    likelihood, _ = example
+    outputs = outputs_of(likelihood, 1).double()
+    expected = probabilities(likelihood, outputs) @ support(likelihood)[0]
+    torch.testing.assert_close(likelihood.mean(outputs), expected, rtol=1e-6, atol=0)
+
+
+@every_likelihood
+def test_the_fisher_information_of_one_column_is_that_of_the_probabilities(example: Example) -> None:
+    likelihood, _ = example
+    outputs = outputs_of(likelihood, 1).double()
+    score = scores(likelihood, outputs, support(likelihood)[0])
+    expected = score.mT @ (probabilities(likelihood, outputs)[:, None] * score)
+    torch.testing.assert_close(likelihood.fisher(outputs), expected, rtol=1e-6, atol=1e-8)
+
+
+@every_likelihood
+def test_the_fisher_information_is_the_covariance_of_the_score(example: Example) -> None:
+    likelihood, num_columns = example
+    outputs = outputs_of(likelihood, num_columns).double()
+    x = likelihood.sample(outputs.expand(20_000, -1), torch.Generator().manual_seed(4))
+    score = scores(likelihood, outputs, x).numpy()
+    products = score[:, :, None] * score[:, None, :]
+    fisher = likelihood.fisher(outputs).numpy()
+    assert deviations(products, fisher) < STANDARD_ERRORS
+    assert deviations(products, 1.3 * fisher) > STANDARD_ERRORS
+    assert deviations(products, fisher + 0.1) > STANDARD_ERRORS
+
+
+@every_likelihood
+def test_the_fisher_information_of_a_batch_is_that_of_each_record(example: Example) -> None:
+    likelihood, num_columns = example
+    outputs = outputs_of(likelihood, num_columns, 2, 3)
+    size = num_columns * likelihood.outputs_per_column
+    fisher = likelihood.fisher(outputs)
+    assert fisher.shape == (2, 3, size, size)
+    torch.testing.assert_close(fisher[1, 2], likelihood.fisher(outputs[1, 2]))
 
 
 @every_likelihood
@@ -92,3 +151,4 @@ def test_log_prob_and_its_gradient_are_finite_at_extreme_outputs(example: Exampl
     assert torch.isfinite(value).all()
     assert torch.isfinite(gradient).all()
     assert torch.isfinite(likelihood.mean(outputs)).all()
+    assert torch.isfinite(likelihood.fisher(outputs)).all()

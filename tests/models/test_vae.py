@@ -55,7 +55,7 @@ def test_the_centre_of_the_prior_is_uniform_within_one_over_the_root_of_the_inpu
 
 def test_terms_have_one_value_per_draw_and_record() -> None:
     x = torch.from_numpy(example_records(MODEL, 4)["x"])
-    terms = MODEL.terms(weights_of(MODEL, with_variance=True), x, generator(), num_samples=3)
+    terms = MODEL.terms(weights_of(MODEL, with_variance=True), {"x": x}, generator(), num_samples=3)
     assert terms.log_likelihood.shape == (3, 4)
     assert terms.kl_latent.shape == (4,)
 
@@ -65,13 +65,13 @@ def test_kl_of_the_latents_equals_that_of_torch() -> None:
     mean, log_variance = MODEL.encode(weights, x, generator())
     q = TorchNormal(mean, torch.exp(0.5 * log_variance))
     expected = kl_divergence(q, TorchNormal(torch.zeros(()), torch.ones(()))).sum(-1)
-    torch.testing.assert_close(MODEL.terms(weights, x, generator()).kl_latent, expected)
+    torch.testing.assert_close(MODEL.terms(weights, {"x": x}, generator()).kl_latent, expected)
 
 
 def test_draws_of_z_come_from_the_encoder() -> None:
     """Against decoding explicit draws of N(mu, exp(lv)), record by record."""
     weights, x = weights_of(MODEL, scale=3.0), torch.from_numpy(example_records(MODEL, 3)["x"])
-    terms = MODEL.terms(weights, x, generator(), num_samples=4000)
+    terms = MODEL.terms(weights, {"x": x}, generator(), num_samples=4000)
     mean, log_variance = MODEL.encode(weights, x, generator())
     z = TorchNormal(mean, torch.exp(0.5 * log_variance)).expand((3, MODEL.latent))
     torch.manual_seed(5)
@@ -91,11 +91,11 @@ def test_the_bound_is_below_the_log_likelihood() -> None:
     z = torch.randn(20_000, 1, MODEL.latent, generator=generator())
     outputs = MODEL.decode(weights, z.reshape(-1, MODEL.latent), generator()).view(20_000, 1, -1)
     log_likelihood = torch.logsumexp(MODEL.likelihood.log_prob(outputs.expand(-1, 5, -1), x), 0) - np.log(20_000)
-    terms = MODEL.terms(weights, x, generator(), num_samples=2000)
+    terms = MODEL.terms(weights, {"x": x}, generator(), num_samples=2000)
     assert torch.all(terms.log_likelihood.mean(0) - terms.kl_latent < log_likelihood + 0.02)
 
 
-@pytest.mark.parametrize("sizes", [{"num_columns": 0}, {"hidden": (5, 0)}, {"hidden": ()}, {"latent": 0}])
+@pytest.mark.parametrize("sizes", [{"num_columns": 0}, {"hidden": (5, 0)}, {"latent": 0}])
 def test_a_size_below_one_is_refused(sizes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="must be at least 1"):
         VAE(**{"num_columns": 3, "hidden": (2,), "latent": 1, **sizes})

@@ -77,3 +77,7 @@ class Broken:
 
     def cautious(self) -> "Broken":
         return replace(self, is_cautious=True)
+
+    def after(self, num_records: int) -> "Broken":
+        del num_records
+        return self

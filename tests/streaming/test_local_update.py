@@ -34,10 +34,11 @@ class Recorder:
     evidence: float = 1.0
     momentum: float = 0.0
     is_cautious: bool = False
+    counted: int = -1
     calls: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, **arguments: Any) -> Fit:
-        self.calls.append({**arguments, "is_cautious": self.is_cautious})
+        self.calls.append({**arguments, "is_cautious": self.is_cautious, "counted": self.counted})
         natural = NaturalParameters({"precision_mean": np.ones(2), "precision": np.full(2, self.evidence)})
         return Fit(natural, {"momentum": np.full(2, self.momentum)}, -1.5)
 
@@ -49,6 +50,9 @@ class Recorder:
 
     def cautious(self) -> "Recorder":
         return replace(self, is_cautious=True)
+
+    def after(self, num_records: int) -> "Recorder":
+        return replace(self, counted=num_records)
 
 
 def lease_of(start: int, stop: int, attempt: int = 0, share: float = 0.5) -> Lease:

@@ -1,0 +1,1 @@
+"""Figures of the papers behind this project, one file each: `streaming-vb reproduce NAME`."""
