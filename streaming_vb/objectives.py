@@ -18,6 +18,7 @@ The KL of the weights is in none of them: it is paid once per interval, through 
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -69,6 +70,10 @@ class AbstractObjective(ABC):
     def surrogate(self, terms: Terms) -> Tensor:
         """Per record [B]; its gradient is the estimator."""
 
+    def describe(self) -> Mapping[str, object]:
+        """Settings that determine it, for files."""
+        return {"objective": self.name}
+
     def after(self, num_records: int) -> "AbstractObjective":
         """The objective once `num_records` are counted."""
         del num_records
@@ -114,6 +119,10 @@ class Elbo(AbstractObjective):
     def surrogate(self, terms: Terms) -> Tensor:
         """log p(x | z) - weight KL."""
         return terms.log_likelihood.mean(0) - self.kl_weight * terms.kl_latent
+
+    def describe(self) -> Mapping[str, object]:
+        """With the records of the warm-up, which must end before the run does."""
+        return {"objective": self.name, **({"warm_up": self.warm_up} if self.warm_up else {})}
 
     def after(self, num_records: int) -> "Elbo":
         """The weight of KL as far as it has risen."""

@@ -16,6 +16,9 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     exec(BLOCKS[0], names)
     assert names["state"].num_records == 5_000
     assert "5,000 records  ELBO" in capsys.readouterr().out
+    exec(BLOCKS[2], names)
+    assert "5,000 records  log p(y | x)" in capsys.readouterr().out
+    assert names["step"].elbo > -1.5  # nats; guessing gives -2.3
 
 
 def test_the_first_example_is_about_ten_lines() -> None:

@@ -21,6 +21,20 @@ LIKELIHOODS = {
     "categorical:K": "streaming_vb.likelihoods.categorical:Categorical",
 }
 """K, the number of categories, is typed as a number."""
+MODELS = {
+    "vae": "streaming_vb.models.vae:VAE",
+    "convolutional-vae": "streaming_vb.models.convolutional_vae:ConvolutionalVAE",
+    "two-layer-vae": "streaming_vb.models.two_layer_vae:TwoLayerVAE",
+}
+ESTIMATORS = {
+    name: f"streaming_vb.layers.estimators:{name}" for name in ("local", "separate", "flipout", "shared", "mean")
+}
+OBJECTIVES = {
+    "elbo": "streaming_vb.objectives:Elbo",
+    "score-function": "streaming_vb.objectives:ScoreFunction",
+    "importance-weighted": "streaming_vb.objectives:ImportanceWeighted",
+    "vimco": "streaming_vb.objectives:Vimco",
+}
 FAMILIES = {
     "mean-field-normal": "streaming_vb.families.mean_field_normal:MeanFieldNormal",
     "full-rank-normal": "streaming_vb.families.full_rank_normal:FullRankNormal",
@@ -85,13 +99,13 @@ def require_likelihood(flag: str, text: str) -> None:
         )
 
 
-def widths(text: str) -> tuple[int, ...]:
-    """Widths of hidden layers, input side first.
+def widths(flag: str, text: str) -> tuple[int, ...]:
+    """Widths of layers, input side first.
 
-    >>> widths("500,200")
+    >>> widths("--hidden", "500,200")
     (500, 200)
     """
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"--hidden {text}: expected whole numbers such as 500 or 500,200") from None
+        raise ConfigError(f"{flag} {text}: expected whole numbers such as 500 or 500,200") from None

@@ -6,6 +6,8 @@ from typing import Annotated
 from typer import Option
 
 from streaming_vb.cli import output
+from streaming_vb.cli.chosen_fit import ChosenFit
+from streaming_vb.cli.chosen_model import ChosenModel
 from streaming_vb.cli.job import Job, execute
 from streaming_vb.streaming.run import Settings
 
@@ -29,10 +31,8 @@ def demo(
         engine="inline",
         workers=1,
         address=None,
-        primitive="natural-gradient",
-        latent=10,
-        hidden="200",
-        likelihood="bernoulli",
+        model=ChosenModel("vae", "bernoulli", "local", hidden="200", latent=10),
+        fit=ChosenFit("natural-gradient"),
         settings=Settings(records=RECORDS),
     )
     execute(job, output.choose_live(json))

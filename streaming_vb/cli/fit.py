@@ -6,6 +6,8 @@ from typing import Annotated
 from typer import Argument, Option
 
 from streaming_vb.cli import output
+from streaming_vb.cli.chosen_fit import ChosenFit
+from streaming_vb.cli.chosen_model import ChosenModel
 from streaming_vb.cli.job import Job, execute
 from streaming_vb.streaming.run import Settings
 
@@ -42,7 +44,20 @@ def fit(
         Path | None, Option(help="Where everything is kept; the same command resumes. [default: runs/DATA-1, -2, ...]")
     ] = None,
     seed: Annotated[int, Option(help="All randomness is a function of it")] = _DEFAULT.seed,
-    primitive: Annotated[str, Option(help="Local fit: natural-gradient or adam")] = "natural-gradient",
+    primitive: Annotated[
+        str, Option(help="Local fit: natural-gradient, kronecker (for large minibatches) or adam")
+    ] = "natural-gradient",
+    objective: Annotated[
+        str, Option(help="What a fit ascends: elbo, score-function, importance-weighted or vimco")
+    ] = "elbo",
+    samples: Annotated[int | None, Option(help="Draws of z per record. [default: 1, or the objective's own]")] = None,
+    kl_weight: Annotated[
+        float, Option(help="Weight of the KL of z while training; other than 1, what is trained is not the ELBO")
+    ] = 1.0,
+    kl_warm_up: Annotated[int, Option(help="Records over which that weight rises from 0")] = 0,
+    max_norm: Annotated[
+        float | None, Option(help="Largest norm of a minibatch's mean gradient; longer ones are shortened")
+    ] = None,
     batch_size: Annotated[int, Option(help="Records per local step")] = _DEFAULT.batch_size,
     local_steps: Annotated[int, Option(help="Local steps per interval")] = _DEFAULT.local_steps,
     ramp: Annotated[int, Option(help="Records per additional fit in flight; 0 means all at once")] = _DEFAULT.ramp,
@@ -53,10 +68,32 @@ def fit(
         ),
     ] = _DEFAULT.share,
     round_size: Annotated[int, Option("--round", help="Intervals per round of the ordered mode")] = _DEFAULT.round_size,
-    latent: Annotated[int, Option(help="Latent dimensions")] = 20,
+    model: Annotated[str, Option(help="vae, convolutional-vae or two-layer-vae")] = "vae",
+    estimator: Annotated[
+        str,
+        Option(
+            help="Draws of the weights: local, separate, flipout, shared, or mean (none: classic auto-encoder, MAP)"
+        ),
+    ] = "local",
+    latent: Annotated[int | None, Option(help="Latent dimensions. [default: 20; two-layer-vae 100]")] = None,
     hidden: Annotated[
-        str, Option(help="Widths of the encoder's hidden layers, mirrored in the decoder: 500 or 500,200")
-    ] = "500",
+        str | None,
+        Option(
+            help="Widths of the encoder's hidden layers, mirrored in the decoder, such as 500,200. "
+            "[default: 500; convolutional-vae 128; two-layer-vae 200,200]"
+        ),
+    ] = None,
+    channels: Annotated[str | None, Option(help="Of the convolutions of a convolutional-vae. [default: 16,32]")] = None,
+    upper_hidden: Annotated[
+        str | None, Option(help="Widths between the latent layers of a two-layer-vae. [default: 100,100]")
+    ] = None,
+    upper_latent: Annotated[
+        int | None, Option(help="Upper latent dimensions of a two-layer-vae. [default: 50]")
+    ] = None,
+    encoder_dropout: Annotated[
+        float | None,
+        Option(help="Variance of Gaussian dropout on the encoder's hidden activations while training. [default: 0]"),
+    ] = None,
     likelihood: Annotated[
         str,
         Option(
@@ -88,10 +125,25 @@ def fit(
         engine=engine,
         workers=workers,
         address=address,
-        primitive=primitive,
-        latent=latent,
-        hidden=hidden,
-        likelihood=likelihood,
+        model=ChosenModel(
+            kind=model,
+            likelihood=likelihood,
+            estimator=estimator,
+            hidden=hidden,
+            latent=latent,
+            channels=channels,
+            upper_hidden=upper_hidden,
+            upper_latent=upper_latent,
+            encoder_dropout=encoder_dropout,
+        ),
+        fit=ChosenFit(
+            primitive=primitive,
+            objective=objective,
+            samples=samples,
+            kl_weight=kl_weight,
+            kl_warm_up=kl_warm_up,
+            max_norm=max_norm,
+        ),
         settings=settings,
     )
     execute(job, output.choose_live(json))

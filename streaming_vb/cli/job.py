@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from streaming_vb.cli import choices, run_directory
+from streaming_vb.cli.chosen_fit import ChosenFit
+from streaming_vb.cli.chosen_model import ChosenModel
 from streaming_vb.cli.output import Output
 from streaming_vb.errors import ConfigError, MissingExtra
 from streaming_vb.evaluation.progressive import Progressive
@@ -23,7 +25,7 @@ from streaming_vb.streaming.snapshot import posterior_sha256
 from streaming_vb.types import Array, Source
 
 if TYPE_CHECKING:
-    from streaming_vb.models.vae import VAE
+    from streaming_vb.cli.chosen_model import VAEModel
     from streaming_vb.sources.datasets import Dataset
 
 STOPPED = 75
@@ -42,10 +44,8 @@ class Job:
     engine: str
     workers: int
     address: str | None
-    primitive: str
-    latent: int
-    hidden: str
-    likelihood: str
+    model: ChosenModel
+    fit: ChosenFit
     settings: Settings
 
 
@@ -59,7 +59,7 @@ def execute(job: Job, output: Output) -> None:
     _check(job)
     from streaming_vb.sources import datasets
 
-    dataset = datasets.load(job.data, job.data_dir, job.likelihood)
+    dataset = datasets.load(job.data, job.data_dir, job.model.likelihood)
     prepared = _prepare(job, dataset, output)
     assert prepared.run_dir is not None
     run_directory.write_config(prepared.run_dir, _config(job, prepared))
@@ -72,8 +72,8 @@ def execute(job: Job, output: Output) -> None:
 def _check(job: Job) -> None:
     """Everything that can be refused before torch is loaded."""
     choices.require("--engine", choices.ENGINES, job.engine)
-    choices.require("--primitive", tuple(choices.PRIMITIVES), job.primitive)
-    choices.require_likelihood("--likelihood", job.likelihood)
+    job.model.check()
+    job.fit.check()
     if job.workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {job.workers}")
     if job.engine == "inline" and job.workers > 1:
@@ -83,11 +83,9 @@ def _check(job: Job) -> None:
         )
     if job.address is not None and job.engine != "ray":
         raise ConfigError(f"--address {job.address} needs a cluster. Type --engine ray with it")
-    choices.widths(job.hidden)
 
 
 def _prepare(job: Job, dataset: "Dataset", output: Output) -> Prepared:
-    from streaming_vb.models.vae import VAE
     from streaming_vb.sources.arrays import ArraySource
     from streaming_vb.sources.binarized import BinarizedSource
 
@@ -101,13 +99,14 @@ def _prepare(job: Job, dataset: "Dataset", output: Output) -> Prepared:
             "the posterior takes the records of a further pass for new records"
         )
     table = ArraySource({"x": dataset.train}, passes=passes, seed=settings.seed, scale=dataset.scale)
-    source: Source = BinarizedSource(table, settings.seed) if job.likelihood == "bernoulli" else table
-    likelihood = choices.likelihood("--likelihood", job.likelihood)
-    model = VAE(dataset.train.shape[1], choices.widths(job.hidden), job.latent, likelihood)
-    build = choices.pick("--primitive", choices.PRIMITIVES, job.primitive)
-    primitive = build(model, batch_size=settings.batch_size)
+    source: Source = BinarizedSource(table, settings.seed) if job.model.likelihood == "bernoulli" else table
+    model = job.model.build(dataset.train.shape[1], dataset.shape)
+    primitive = job.fit.build(model, settings.batch_size)
     directory = job.run_dir or run_directory.next_free(Path(job.data).name.split(".")[0])
     prepared = streaming.prepare(model, source, settings, primitive=primitive, run_dir=directory)
+    objective = str(prepared.identity["objective"])
+    if "not the ELBO" in objective:
+        output.say(f"what is trained is {objective}; every figure shown is the ELBO all the same")
     state = prepared.server_state
     if state.version:
         output.say(f"resumed at version {state.version:,}, {state.num_records:,} records")
@@ -180,11 +179,11 @@ def _conclude(
     from streaming_vb.cli import pictures
     from streaming_vb.evaluation import held_out
 
-    model: VAE = prepared.local_update.model  # type: ignore[assignment]
+    model: VAEModel = prepared.local_update.model  # type: ignore[assignment]
     state, directory = engine.state(), prepared.run_dir
     assert directory is not None
     served = prepared.rule.served(state)
-    x = held_out_records(dataset, job.likelihood)
+    x = held_out_records(dataset, job.model.likelihood)
     estimate = held_out.at_mean(model, served, {"x": x}, EVALUATION_SEED)
     rows = run_directory.read_metrics(directory)
     drawn = pictures.draw(directory, model, served, dataset, x, rows, estimate.mean)
@@ -194,6 +193,7 @@ def _conclude(
     values = {
         "event": "done",
         "engine": job.engine,
+        "objective": prepared.identity["objective"],
         "workers": job.workers,
         "records": state.num_records,
         "version": state.version,

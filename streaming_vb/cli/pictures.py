@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from streaming_vb.types import Array, NaturalParameters
 
 if TYPE_CHECKING:
-    from streaming_vb.models.vae import VAE
+    from streaming_vb.cli.chosen_model import VAEModel
     from streaming_vb.sources.datasets import Dataset
 
 _TILES = 12
@@ -17,7 +17,7 @@ _SEED = 0
 
 def draw(
     directory: Path,
-    model: "VAE",
+    model: "VAEModel",
     posterior: NaturalParameters,
     dataset: "Dataset",
     x: Array,
@@ -65,15 +65,15 @@ def draw(
     return f"pictures   {plots}/learning_curve.png  images.png  latent_map.png"
 
 
-def samples(model: "VAE", posterior: NaturalParameters, count: int, seed: int) -> Array:
-    """E[x | z] for z ~ N(0, I) at the mean weights [count, D]."""
+def samples(model: "VAEModel", posterior: NaturalParameters, count: int, seed: int) -> Array:
+    """E[x | z] for z from its prior, at the mean weights [count, D]."""
     import torch
 
     from streaming_vb.evaluation.held_out import mean_weights
     from streaming_vb.seeding import torch_generator
 
-    generator = torch_generator(seed, "samples")
-    z = torch.randn(count, model.latent, generator=generator)
+    weights, generator = mean_weights(model, posterior), torch_generator(seed, "samples")
     with torch.no_grad():
-        drawn: Array = model.likelihood.mean(model.decode(mean_weights(model, posterior), z, generator)).numpy()
+        z = model.sample_latent(weights, count, generator)
+        drawn: Array = model.likelihood.mean(model.decode(weights, z, generator)).numpy()
     return drawn

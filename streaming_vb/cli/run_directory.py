@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from streaming_vb.cli import choices
+from streaming_vb.cli import choices, chosen_model
 from streaming_vb.errors import ConfigError, IntegrityError
 from streaming_vb.streaming import forgetting, snapshot
 from streaming_vb.streaming.merge import ServerState
@@ -17,7 +17,7 @@ from streaming_vb.streaming.run import METRICS_FILE, POSTERIOR_FILE
 from streaming_vb.types import Family, NaturalParameters
 
 if TYPE_CHECKING:
-    from streaming_vb.models.vae import VAE
+    from streaming_vb.cli.chosen_model import VAEModel
     from streaming_vb.sources.datasets import Dataset
 
 CONFIG_FILE = "config.resolved.yaml"
@@ -30,7 +30,7 @@ class Run(NamedTuple):
     config: Mapping[str, Any]
     state: ServerState
     settings: Mapping[str, Any]
-    model: "VAE"
+    model: "VAEModel"
     served: NaturalParameters
 
     def dataset(self, data_dir: Path | None) -> "Dataset":
@@ -46,7 +46,7 @@ def open_run(directory: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        ConfigError: it is not one.
+        ConfigError: it is not one, or holds another kind of model.
         IntegrityError: a file in it is corrupt.
     """
     if not (directory / CONFIG_FILE).is_file():
@@ -57,13 +57,7 @@ def open_run(directory: Path) -> Run:
     except (yaml.YAMLError, UnicodeDecodeError, AssertionError) as error:
         raise IntegrityError(f"{directory / CONFIG_FILE}: not readable YAML. Run the fit again to write it") from error
     state, settings, _ = snapshot.load(directory / POSTERIOR_FILE)
-    if settings.get("model") != "vae":
-        raise ConfigError(f"{directory}: holds a {settings.get('model')} posterior, this verb needs a vae")
-    from streaming_vb.models.vae import VAE
-
-    likelihood = choices.likelihood("likelihood", settings["likelihood"])
-    model = VAE(settings["columns"], tuple(settings["hidden"]), settings["latent"], likelihood)
-    return Run(directory, config, state, settings, model, served(state, settings))
+    return Run(directory, config, state, settings, chosen_model.rebuild(settings), served(state, settings))
 
 
 def served(state: ServerState, settings: Mapping[str, Any]) -> NaturalParameters:

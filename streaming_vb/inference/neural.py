@@ -114,7 +114,7 @@ class GradientPrimitive:
             "primitive": self.rule.name,
             "step_size": self.step_size,
             "pull": self.pull,
-            "objective": self.objective.name,
+            **self.objective.describe(),
             **({"max_norm": self.max_norm} if math.isfinite(self.max_norm) else {}),
             "torch_threads": self.num_threads,
         }
@@ -257,7 +257,7 @@ def require_bound(objective: AbstractObjective, model: NeuralModel) -> None:
     if objective.shares_weights and not shares_weights(model.estimator):
         raise ConfigError(
             f"{objective.name}: with weight noise per importance sample it is not a bound, and the layers draw by "
-            f"{model.estimator.__name__}. Use a model with estimator=estimators.shared or estimators.mean"
+            f"{model.estimator.__name__}. Type --estimator shared or --estimator mean (estimator=... of the model)"
         )
 
 

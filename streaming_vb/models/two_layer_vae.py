@@ -4,6 +4,7 @@ Generative model: z2 ~ N(0, I), z1 ~ N(prior network(z2)), x ~ p(x | decoder(z1)
 q(z1 | x) = N(encoder(x)), q(z2 | z1) = N(upper encoder(z1)). All four networks have a posterior over every weight.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -142,8 +143,8 @@ class TwoLayerVAE:
         outputs = forward(self.decoder, weights, lower.z.flatten(0, 1), generator, tape)
         log_likelihood = self.likelihood.log_prob(outputs.view(num_samples, len(x), -1), x)
         kl_upper = 0.5 * (upper.log_variance.exp() + upper.mean.square() - 1 - upper.log_variance).sum(-1)
-        kl_lower = lower.log_q() - lower.log_prior()
-        return Terms(log_likelihood, (kl_upper + kl_lower).mean(0), (lower, upper))
+        entropy = 0.5 * (lower.log_variance + math.log(2 * math.pi) + 1).sum(-1)
+        return Terms(log_likelihood, (kl_upper - lower.log_prior()).mean(0) - entropy, (lower, upper))
 
     def encode(
         self, weights: Weights, x: Tensor, generator: torch.Generator, tape: list[TapeEntry] | None = None

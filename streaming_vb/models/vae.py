@@ -5,6 +5,7 @@ with (mu, lv) = encoder(x; w). (Kingma and Welling 2014, with weights integrated
 """
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from streaming_vb.families.mean_field_normal import MeanFieldNormal
 from streaming_vb.layers.estimators import Estimator, local
 from streaming_vb.layers.layout import Layout, Weights
 from streaming_vb.layers.linear import Linear
+from streaming_vb.layers.noise import gaussian_dropout
 from streaming_vb.layers.tape import Layer, TapeEntry
 from streaming_vb.likelihoods.bernoulli import Bernoulli
 from streaming_vb.models.neural import Draw, Minibatch, Terms, layout_of, prior_of
@@ -41,13 +43,14 @@ class Likelihood(Protocol):
 class AbstractVAE(ABC):
     """A VAE with one latent variable; a concrete one says which layers encode and decode.
 
-    Fields of a concrete class: `latent` (Z), `likelihood`, `estimator`.
+    Fields of a concrete class: `latent` (Z), `likelihood`, `estimator`, `encoder_dropout`.
     """
 
     __slots__ = ()
     latent: int
     likelihood: Likelihood
     estimator: Estimator
+    encoder_dropout: float
 
     @property
     @abstractmethod
@@ -125,8 +128,9 @@ class AbstractVAE(ABC):
         generator: torch.Generator,
         tape: list[TapeEntry] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mean [B, Z] and log variance [B, Z] of q(z | x)."""
-        mean, log_variance = forward(self.encoder, weights, x, generator, tape).chunk(2, dim=-1)
+        """Mean [B, Z] and log variance [B, Z] of q(z | x); dropout acts where a tape is recorded, in training."""
+        alpha = 0.0 if tape is None else self.encoder_dropout
+        mean, log_variance = forward(self.encoder, weights, x, generator, tape, alpha).chunk(2, dim=-1)
         return mean, log_variance
 
     def decode(self, weights: Weights, z: Tensor, generator: torch.Generator) -> Tensor:
@@ -160,6 +164,7 @@ class VAE(AbstractVAE):
         latent: Z.
         likelihood: p(x | outputs).
         estimator: how layers draw pre-activations; `estimators.mean` is the classic auto-encoder with MAP weights.
+        encoder_dropout: variance alpha of Gaussian dropout on the encoder's hidden activations while training.
 
     Raises:
         ConfigError: a size is below 1.
@@ -173,9 +178,11 @@ class VAE(AbstractVAE):
     latent: int = 20
     likelihood: Likelihood = Bernoulli()
     estimator: Estimator = local
+    encoder_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         require_sizes("VAE", columns=(self.num_columns,), hidden=self.hidden, latent=(self.latent,))
+        require_dropout(self.encoder_dropout)
 
     @property
     def encoder(self) -> tuple[Linear, ...]:
@@ -197,6 +204,7 @@ class VAE(AbstractVAE):
             "latent": self.latent,
             "likelihood": self.likelihood.name,
             "estimator": self.estimator.__name__,
+            "encoder_dropout": self.encoder_dropout,
         }
 
 
@@ -210,6 +218,12 @@ def require_sizes(model: str, **sizes: tuple[int, ...]) -> None:
     for name, values in sizes.items():
         if values and min(values) < 1:
             raise ConfigError(f"{model}: {name} must be at least 1, got {','.join(map(str, values))}")
+
+
+def require_dropout(alpha: float) -> None:
+    """Raise ConfigError unless the variance of Gaussian dropout is a number from 0 on."""
+    if not 0 <= alpha < math.inf:
+        raise ConfigError(f"the variance of encoder dropout must be at least 0, got {alpha:g}")
 
 
 def validate_columns(records: Records, num_columns: int) -> None:
@@ -240,10 +254,13 @@ def forward(
     x: Tensor,
     generator: torch.Generator,
     tape: list[TapeEntry] | None,
+    alpha: float = 0.0,
 ) -> Tensor:
-    """Outputs of layers with rectified linear units in between."""
+    """Outputs of layers with rectified linear units, and Gaussian dropout of variance alpha, in between."""
     for layer in layers[:-1]:
         x = torch.relu(layer(weights, x, generator, tape))
+        if alpha:
+            x = gaussian_dropout(x, alpha, generator)
     return layers[-1](weights, x, generator, tape)
 
 

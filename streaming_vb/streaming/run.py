@@ -211,6 +211,7 @@ def prepare(
 ) -> Prepared:
     """Build a run, or the rest of one where the run directory holds a posterior; arguments as for `run`."""
     chosen = primitive or default_primitive(model, settings.batch_size)
+    _require_end_of_warm_up(chosen, settings.records)
     family = model.family
     text = settings.forgetting
     if text == "auto":
@@ -234,6 +235,16 @@ def prepare(
         state.run_id, model, chosen, source, state.prior.astype(family.wire_dtype), forget, settings.seed
     )
     return Prepared(local_update, state, MergeRule(family, forget), resolved, identity, directory)
+
+
+def _require_end_of_warm_up(primitive: Primitive, records: int | None) -> None:
+    """Raise ConfigError if what is annealed in the primitive would still be so at the end."""
+    warm_up = int(str(primitive.describe().get("warm_up", 0)))
+    if records is not None and warm_up >= records:
+        raise ConfigError(
+            f"a KL warm-up of {warm_up:,} records does not end within the {records:,} records of the run: what is "
+            "trained would never be the bound. Shorten the warm-up, or raise the records"
+        )
 
 
 def default_primitive(model: Model, batch_size: int) -> Primitive:

@@ -1,6 +1,7 @@
-"""Laws of every layer: local reparameterization equals sampling the weights, and the tape equals autograd."""
+"""Laws of every layer: an estimator's draws equal sampling the weights, and the tape equals autograd."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,26 @@ from checks import STANDARD_ERRORS, deviations
 from discovery import examples
 from torch import Tensor
 
+from streaming_vb.layers.estimators import Estimator, flipout, local, mean, separate, shared
 from streaming_vb.layers.layout import Layout, Weights
-from streaming_vb.layers.linear import TapeEntry
+from streaming_vb.layers.tape import TapeEntry
 
 every_layer = pytest.mark.parametrize("layer", examples("layers"))
+
+
+def layers_with(*estimators: Estimator) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "layer",
+        [
+            pytest.param(replace(example.values[0], estimator=estimator), id=f"{example.id}-{estimator.__name__}")
+            for example in examples("layers")
+            for estimator in estimators
+        ],
+    )
+
+
+every_estimator = layers_with(local, separate, flipout, shared, mean)
+every_noisy_estimator = layers_with(local, separate, flipout, shared)
 DRAWS = 20_000
 
 
@@ -65,9 +82,56 @@ def by_sampling_weights(layer: Any, weights: Weights, inputs: Tensor) -> Tensor:
     return torch.stack(drawn)
 
 
+def independent_draws(layer: Any, weights: Weights, copies: int) -> Tensor:
+    """Pre-activations [draws, copies, O] of one record, so many times in one minibatch."""
+    generator, count = torch.Generator().manual_seed(2), DRAWS // 10
+    if layer.estimator in (local, separate):  # nothing is shared between the rows of a call
+        return layer(weights, one_input(layer, count * copies), generator).view(count, copies, -1)
+    return torch.stack([layer(weights, one_input(layer, copies), generator) for _ in range(count)])
+
+
+def covariance_by_the_weights(layer: Any, weights: Weights) -> np.ndarray:
+    """J diag(V) J' [O, O] for the map from weights to pre-activations of one record, which is linear."""
+    assert weights.variance is not None
+    names, means = list(weights.mean), tuple(weights.mean.values())
+    jacobians = torch.autograd.functional.jacobian(
+        lambda *values: with_mean_weights(layer, Weights(dict(zip(names, values, strict=True))), one_input(layer, 1)),
+        means,
+    )
+    parts = zip(jacobians, weights.variance.values(), strict=True)
+    rows = torch.cat([(jacobian.flatten(2) * v.sqrt().flatten())[0] for jacobian, v in parts], -1)
+    return (rows @ rows.T).numpy()
+
+
 def variance_of(values: Tensor) -> np.ndarray:
     """Squared distances to the sample mean [n, O], whose mean is the variance."""
     return (values - values.mean(0)).square().numpy()
+
+
+def formulas(layer: Any, weights: Weights, inputs: Tensor, seed: int) -> list[Callable[[Tensor], Tensor]]:
+    """Local reparameterization as a function of the inputs, at the noise that the seed gives.
+
+    The noise of the bias is either inside the square root, with that of the weights, or drawn by itself.
+    """
+
+    def deviation(variance: dict[str, Tensor]) -> Tensor:
+        drawn = layer(Weights(weights.mean, variance), inputs, torch.Generator().manual_seed(seed))
+        return (drawn - with_mean_weights(layer, weights, inputs)).detach()
+
+    assert weights.variance is not None
+    none = {name: torch.zeros_like(v) for name, v in weights.variance.items()}
+    without_bias = {**weights.variance, layer.bias: none[layer.bias]}
+    noise = deviation(without_bias) / standard_deviation(layer, Weights(none, without_bias), inputs).detach()
+    bias_noise = deviation({**none, layer.bias: weights.variance[layer.bias]}) - deviation(none)
+
+    def inside(a: Tensor) -> Tensor:
+        return with_mean_weights(layer, weights, a) + standard_deviation(layer, weights, a) * noise
+
+    def outside(a: Tensor) -> Tensor:
+        scale = standard_deviation(layer, Weights(none, without_bias), a)
+        return with_mean_weights(layer, weights, a) + scale * noise + bias_noise
+
+    return [inside, outside]
 
 
 def taped(layer: Any, weights: Weights, inputs: Tensor) -> tuple[TapeEntry, Tensor]:
@@ -79,7 +143,7 @@ def taped(layer: Any, weights: Weights, inputs: Tensor) -> tuple[TapeEntry, Tens
 
 
 def per_record_gradients(layer: Any, weights: Weights, inputs: Tensor) -> dict[str, Tensor]:
-    """Autograd of each record's own loss through b = A M' + m + sd * e, with the noise e that the layer drew."""
+    """Autograd of each record's own loss through b = map(A; M) + deviation, with the deviation that the layer drew."""
     drawn = layer(weights, inputs, torch.Generator().manual_seed(5)).detach()
     deviation = drawn - with_mean_weights(layer, weights, inputs)
     gradients: dict[str, list[Tensor]] = {name: [] for name in weights.mean}
@@ -92,10 +156,63 @@ def per_record_gradients(layer: Any, weights: Weights, inputs: Tensor) -> dict[s
 
 
 @every_layer
+def test_one_output_sums_over_as_many_inputs_as_the_layer_says(layer: Any) -> None:
+    weights, inputs = weights_of(layer), inputs_of(layer, 1)
+    jacobian = torch.autograd.functional.jacobian(lambda a: with_mean_weights(layer, weights, a)[0], inputs)[:, 0]
+    assert jacobian.shape == (layer.num_outputs, layer.num_inputs)
+    assert int((jacobian != 0).sum(1).max()) == layer.fan_in
+
+
+@every_estimator
 def test_without_variance_the_layer_is_its_mean(layer: Any) -> None:
     weights = Weights(weights_of(layer).mean)
     first, again = (layer(weights, inputs_of(layer, 4), torch.Generator().manual_seed(seed)) for seed in (1, 2))
     assert torch.equal(first, again)
+
+
+@every_layer
+def test_the_mean_estimator_is_the_map_at_the_mean(layer: Any) -> None:
+    weights, inputs = weights_of(layer), inputs_of(layer, 4)
+    values = replace(layer, estimator=mean)(weights, inputs, torch.Generator().manual_seed(2))
+    torch.testing.assert_close(values, with_mean_weights(layer, weights, inputs))
+
+
+@every_noisy_estimator
+def test_draws_have_the_mean_and_covariance_of_weight_draws(layer: Any) -> None:
+    """Local reparameterization promises the variances only."""
+    weights = weights_of(layer)
+    centred = independent_draws(layer, weights, 1)[:, 0] - with_mean_weights(layer, weights, one_input(layer, 1))
+    products, covariance = centred[:, :, None] * centred[:, None, :], covariance_by_the_weights(layer, weights)
+    if layer.estimator is local:
+        products, covariance = products.diagonal(dim1=1, dim2=2), covariance.diagonal()
+    assert deviations(centred.numpy(), np.asarray(0.0)) < STANDARD_ERRORS
+    assert deviations(products.numpy(), covariance) < STANDARD_ERRORS
+    assert deviations(products.numpy(), 1.5 * covariance) > STANDARD_ERRORS
+
+
+@every_noisy_estimator
+def test_only_shared_weights_correlate_identical_records(layer: Any) -> None:
+    weights = weights_of(layer)
+    centred = independent_draws(layer, weights, 2) - with_mean_weights(layer, weights, one_input(layer, 1))
+    products = (centred[:, 0] * centred[:, 1]).numpy()
+    variance = covariance_by_the_weights(layer, weights).diagonal()
+    is_shared = layer.estimator is shared
+    assert deviations(products, variance if is_shared else np.asarray(0.0)) < STANDARD_ERRORS
+    assert deviations(products, np.asarray(0.0) if is_shared else variance) > STANDARD_ERRORS
+    sizes_differ = ~torch.isclose(centred[:, 0].abs(), centred[:, 1].abs())
+    assert (sizes_differ.double().mean() < 0.5) == is_shared
+
+
+@every_estimator
+def test_the_noise_does_not_depend_on_the_means(layer: Any) -> None:
+    """So that the gradient by the mean weights is that of the map alone."""
+    weights, inputs = weights_of(layer), inputs_of(layer, 4)
+    others = Weights(weights_of(layer, seed=3).mean, weights.variance)
+    first, second = (
+        layer(each, inputs, torch.Generator().manual_seed(7)) - with_mean_weights(layer, each, inputs)
+        for each in (weights, others)
+    )
+    torch.testing.assert_close(first, second)
 
 
 @every_layer
@@ -131,7 +248,7 @@ def test_noise_is_independent_between_identical_records(layer: Any) -> None:
     assert deviations((shared[:, 0] * shared[:, 1]).numpy(), np.asarray(0.0)) > STANDARD_ERRORS
 
 
-@every_layer
+@every_noisy_estimator
 def test_noise_follows_the_generator(layer: Any) -> None:
     weights, inputs = weights_of(layer), inputs_of(layer, 4)
     first, again = (layer(weights, inputs, torch.Generator().manual_seed(7)) for _ in range(2))
@@ -139,7 +256,7 @@ def test_noise_follows_the_generator(layer: Any) -> None:
     assert not torch.equal(first, layer(weights, inputs, torch.Generator().manual_seed(8)))
 
 
-@every_layer
+@every_estimator
 def test_gradient_equals_autograd(layer: Any) -> None:
     weights, inputs = weights_of(layer), inputs_of(layer, 6)
     out = {name: torch.full_like(mean, torch.nan) for name, mean in weights.mean.items()}
@@ -148,13 +265,27 @@ def test_gradient_equals_autograd(layer: Any) -> None:
         torch.testing.assert_close(out[name], gradients.sum(0))
 
 
-@every_layer
+@every_estimator
 def test_squared_gradient_equals_the_sum_of_squared_per_record_gradients(layer: Any) -> None:
     weights, inputs = weights_of(layer), inputs_of(layer, 6)
     out = {name: torch.full_like(mean, torch.nan) for name, mean in weights.mean.items()}
     layer.squared_gradient(*taped(layer, weights, inputs), out)
     for name, gradients in per_record_gradients(layer, weights, inputs).items():
         torch.testing.assert_close(out[name], gradients.square().sum(0))
+
+
+@every_estimator
+def test_gradients_are_added_to_a_moving_average_and_weighted(layer: Any) -> None:
+    weights, inputs = weights_of(layer), inputs_of(layer, 6)
+    entry, u = taped(layer, weights, inputs)
+    plain, average, squared, weighted = ({n: m.clone() for n, m in weights.mean.items()} for _ in range(4))
+    layer.gradient(entry, u, plain)
+    layer.gradient(entry, u, average, decay=0.7, weight=0.2)
+    layer.squared_gradient(entry, u, squared)
+    layer.squared_gradient(entry, u, weighted, weight=0.2)
+    for name, before in weights.mean.items():
+        torch.testing.assert_close(average[name], 0.7 * before + 0.2 * plain[name])
+        torch.testing.assert_close(weighted[name], 0.2 * squared[name])
 
 
 @every_layer
@@ -165,21 +296,20 @@ def test_backward_to_the_inputs_equals_autograd_of_the_formula(layer: Any) -> No
     (gradient,) = torch.autograd.grad(torch.sin(2 * drawn).sum(), inputs)
 
     again = inputs.detach().clone().requires_grad_()
-    scale = standard_deviation(layer, weights, again)
-    noise = ((drawn - with_mean_weights(layer, weights, again)) / scale).detach()
-    formula = with_mean_weights(layer, weights, again) + scale * noise
-    (expected,) = torch.autograd.grad(torch.sin(2 * formula).sum(), again)
+    values = [formula(again) for formula in formulas(layer, weights, inputs, seed=5)]
+    (value,) = [value for value in values if torch.allclose(value, drawn)]
+    (expected,) = torch.autograd.grad(torch.sin(2 * value).sum(), again)
     torch.testing.assert_close(gradient, expected)
 
 
-@every_layer
+@every_estimator
 def test_backward_to_the_inputs_equals_finite_differences(layer: Any) -> None:
     weights = weights_of(layer)
     inputs = inputs_of(layer, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda a: layer(weights, a, torch.Generator().manual_seed(5)), [inputs])
 
 
-@every_layer
+@every_estimator
 def test_recording_a_tape_does_not_change_the_values(layer: Any) -> None:
     weights, inputs = weights_of(layer), inputs_of(layer, 4)
     plain = layer(weights, inputs, torch.Generator().manual_seed(7))
@@ -187,7 +317,7 @@ def test_recording_a_tape_does_not_change_the_values(layer: Any) -> None:
     assert torch.equal(plain, recorded.detach())
 
 
-@every_layer
+@every_estimator
 def test_a_record_of_zeros_without_any_variance_stays_finite(layer: Any) -> None:
     weights = weights_of(layer)
     assert weights.variance is not None
@@ -201,7 +331,7 @@ def test_a_record_of_zeros_without_any_variance_stays_finite(layer: Any) -> None
     assert torch.isfinite(gradient).all()
 
 
-@every_layer
+@every_estimator
 def test_a_layer_touches_neither_weights_nor_inputs(layer: Any) -> None:
     weights, inputs = weights_of(layer), inputs_of(layer, 4)
     assert weights.variance is not None
