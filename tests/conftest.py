@@ -1,5 +1,9 @@
 """Settings of the whole suite: the same examples on every machine, and no time limit on a single example."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads: small tests only wait for a second thread
+
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(

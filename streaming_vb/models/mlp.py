@@ -13,19 +13,18 @@ import torch
 from torch import Tensor
 
 from streaming_vb.errors import DataError
-from streaming_vb.families.mean_field_normal import MeanFieldNormal
 from streaming_vb.layers.estimators import Estimator, local
-from streaming_vb.layers.layout import Layout, Weights
+from streaming_vb.layers.layout import Weights
 from streaming_vb.layers.linear import Linear
 from streaming_vb.layers.tape import TapeEntry
 from streaming_vb.likelihoods.normal import Normal
-from streaming_vb.models.neural import Minibatch, Terms, layout_of, prior_of
+from streaming_vb.models.neural import AbstractNeuralModel, Minibatch, Terms
 from streaming_vb.models.vae import Likelihood, chain, forward, require_sizes, validate_columns
-from streaming_vb.types import NaturalParameters, Records
+from streaming_vb.types import Records
 
 
 @dataclass(frozen=True, slots=True)
-class MLP:
+class MLP(AbstractNeuralModel):
     """D columns x, hidden layers of the given widths, one target y.
 
     Args:
@@ -55,19 +54,9 @@ class MLP:
         return chain("layer", (self.num_columns, *self.hidden, self.likelihood.outputs_per_column), self.estimator)
 
     @property
-    def family(self) -> MeanFieldNormal:
-        """Mean-field normal weights."""
-        return MeanFieldNormal()
-
-    @property
     def fields(self) -> tuple[str, ...]:
         """x [B, D] and y [B]."""
         return ("x", "y")
-
-    @property
-    def layout(self) -> Layout:
-        """Where each weight lies in the vector [P]."""
-        return layout_of(self.layers)
 
     def describe(self) -> Mapping[str, object]:
         """Settings that determine the model."""
@@ -78,10 +67,6 @@ class MLP:
             "likelihood": self.likelihood.name,
             "estimator": self.estimator.__name__,
         }
-
-    def prior(self, seed: int) -> NaturalParameters:
-        """p(w) = N(w0, c / fan_in) around a random centre (`models/neural.py`)."""
-        return prior_of(self.layers, seed)
 
     def validate(self, records: Records) -> None:
         """Raise DataError unless x is [B, D] and finite, and y [B] in the likelihood's range."""

@@ -1,6 +1,7 @@
 """What a neural model offers to inference: a layout of its weights, and the per-record terms of its bound."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -107,34 +108,49 @@ class NeuralModel(Model, Protocol):
         """
 
 
+class AbstractNeuralModel(ABC):
+    """What follows from a model's layers: family, layout and prior."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers, in the order of the vector."""
+
+    @property
+    def family(self) -> MeanFieldNormal:
+        """Mean-field normal weights."""
+        return MeanFieldNormal()
+
+    @property
+    def layout(self) -> Layout:
+        """Where each weight lies in the vector [P]."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in self.layers:
+            shapes |= layer.shapes()
+        return Layout(shapes)
+
+    def prior(self, seed: int) -> NaturalParameters:
+        """p(w) = N(w0, c / fan_in), w0 one draw of U(-1/sqrt(fan_in), 1/sqrt(fan_in)); float64.
+
+        The shared random centre breaks the permutation symmetry of hidden units once for everybody, so that local
+        posteriors lie in one mode and their deltas can be added.
+        """
+        generator = numpy_generator(seed, "prior")
+        means, variances = [], []
+        for layer in self.layers:
+            size = Layout(layer.shapes()).num_weights
+            means.append(generator.uniform(-1, 1, size) / np.sqrt(layer.fan_in))
+            variances.append(np.full(size, PRIOR_VARIANCE / layer.fan_in))
+        return self.family.natural(Moments(np.concatenate(means), np.concatenate(variances)))
+
+
 def log_normal(z: Tensor, mean: Tensor | float, log_variance: Tensor | float) -> Tensor:
     """sum_j log N(z_j; mean_j, exp(log_variance_j)) over the last dimension; nats."""
     log_variance = torch.as_tensor(log_variance, dtype=z.dtype)
     density = (z - mean).square() * torch.exp(-log_variance) + log_variance + math.log(2 * math.pi)
     return -0.5 * density.sum(-1)
-
-
-def layout_of(layers: tuple[Layer, ...]) -> Layout:
-    """Where each weight of the layers lies in the vector [P]."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in layers:
-        shapes |= layer.shapes()
-    return Layout(shapes)
-
-
-def prior_of(layers: tuple[Layer, ...], seed: int) -> NaturalParameters:
-    """p(w) = N(w0, c / fan_in), w0 one draw of U(-1/sqrt(fan_in), 1/sqrt(fan_in)); float64.
-
-    The shared random centre breaks the permutation symmetry of hidden units once for everybody, so that local
-    posteriors lie in one mode and their deltas can be added.
-    """
-    generator = numpy_generator(seed, "prior")
-    means, variances = [], []
-    for layer in layers:
-        size = sum(int(np.prod(shape)) for shape in layer.shapes().values())
-        means.append(generator.uniform(-1, 1, size) / np.sqrt(layer.fan_in))
-        variances.append(np.full(size, PRIOR_VARIANCE / layer.fan_in))
-    return MeanFieldNormal().natural(Moments(np.concatenate(means), np.concatenate(variances)))
 
 
 def minibatches(model: NeuralModel, records: Mapping[str, Array], size: int) -> list[Minibatch]:

@@ -6,7 +6,7 @@ with (mu, lv) = encoder(x; w). (Kingma and Welling 2014, with weights integrated
 
 import itertools
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from streaming_vb.errors import ConfigError, DataError
-from streaming_vb.families.mean_field_normal import MeanFieldNormal
 from streaming_vb.layers.estimators import Estimator, local
-from streaming_vb.layers.layout import Layout, Weights
+from streaming_vb.layers.layout import Weights
 from streaming_vb.layers.linear import Linear
 from streaming_vb.layers.noise import gaussian_dropout
 from streaming_vb.layers.tape import Layer, TapeEntry
 from streaming_vb.likelihoods.bernoulli import Bernoulli
-from streaming_vb.models.neural import Draw, Minibatch, Terms, layout_of, prior_of
-from streaming_vb.types import Array, NaturalParameters, Records
+from streaming_vb.models.neural import AbstractNeuralModel, Draw, Minibatch, Terms
+from streaming_vb.types import Array, Records
 
 
 class Likelihood(Protocol):
@@ -40,7 +39,7 @@ class Likelihood(Protocol):
     def validate(self, x: Array, first_record: int = 0) -> None: ...
 
 
-class AbstractVAE(ABC):
+class AbstractVAE(AbstractNeuralModel):
     """A VAE with one latent variable; a concrete one says which layers encode and decode.
 
     Fields of a concrete class: `latent` (Z), `likelihood`, `estimator`, `encoder_dropout`.
@@ -72,11 +71,6 @@ class AbstractVAE(ABC):
         """Settings that determine the model."""
 
     @property
-    def family(self) -> MeanFieldNormal:
-        """Mean-field normal weights."""
-        return MeanFieldNormal()
-
-    @property
     def fields(self) -> tuple[str, ...]:
         """x [B, D]."""
         return ("x",)
@@ -85,15 +79,6 @@ class AbstractVAE(ABC):
     def layers(self) -> tuple[Layer, ...]:
         """Encoder, then decoder."""
         return (*self.encoder, *self.decoder)
-
-    @property
-    def layout(self) -> Layout:
-        """Where each weight lies in the vector [P]."""
-        return layout_of(self.layers)
-
-    def prior(self, seed: int) -> NaturalParameters:
-        """p(w) = N(w0, c / fan_in) around a random centre (`models/neural.py`)."""
-        return prior_of(self.layers, seed)
 
     def validate(self, records: Records) -> None:
         """Raise DataError unless x is [B, D], finite, and in the likelihood's range."""
