@@ -191,11 +191,12 @@ class ImportanceWeighted(AbstractObjective):
         """sum_s w_s log w_s with normalized weights w held fixed."""
         if not self.doubly:
             return importance_weighted(terms)
-        if len(terms.draws) != 1:
+        if len(terms.draws) > 1:
             raise ConfigError(
                 f"the doubly reparameterized gradient needs one stochastic layer, got {len(terms.draws)}. "
                 "Use ImportanceWeighted(doubly=False)"
             )
+        _require_draws(terms)
         (draw,) = terms.draws
         fixed = draw._replace(mean=draw.mean.detach(), log_variance=draw.log_variance.detach())
         log_weight = terms.log_joint() - fixed.log_q()
@@ -243,9 +244,13 @@ class Vimco(AbstractObjective):
 
 def _log_q(terms: Terms) -> Tensor:
     """log q(z | x) [S, B]."""
+    _require_draws(terms)
+    return torch.stack([draw.log_q() for draw in terms.draws]).sum(0)
+
+
+def _require_draws(terms: Terms) -> None:
     if not terms.draws:
         raise ConfigError("this objective needs a model with latent variables; use Elbo() for one without")
-    return torch.stack([draw.log_q() for draw in terms.draws]).sum(0)
 
 
 def _require_samples(num_samples: int, least: int) -> None:

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from streaming_vb.errors import DataError
+
 Array = NDArray[Any]
 FitState = Mapping[str, Array]
 """Warm start of a primitive (momentum, curvature, step count), never evidence: name -> array of any shape."""
@@ -60,6 +62,11 @@ class Records:
         return len(next(iter(self.fields.values())))
 
     def __getitem__(self, field: str) -> Array:
+        if field not in self.fields:
+            raise DataError(
+                f"{self.interval}: the model reads the field {field!r}, the records have {', '.join(self.fields)}. "
+                "Give the source that field"
+            )
         return self.fields[field]
 
 

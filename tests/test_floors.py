@@ -34,7 +34,7 @@ FLOORS = {
 }
 HIGHEST_IMPORT = {"streaming": 1}
 """The recursion knows families and sources, and of inference only the type of a primitive."""
-LEVEL = {("inference", "objectives"), ("seeding", "types"), ("buffers", "types")}
+LEVEL = {("inference", "objectives"), ("seeding", "types"), ("buffers", "types"), ("types", "errors")}
 """Neighbours on a floor that may see each other, besides the files of one package."""
 SERIALIZERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 

@@ -3,7 +3,7 @@
 The Fisher matrix of a linear layer is approximated by A (x) G, with A = E[a a'] over its inputs (with a constant 1 for
 the bias) and G = E[u u'] over the gradients of its pre-activations. Per minibatch of M records:
 
-    A, G <- moving averages, decay 0.9
+    A, G <- moving averages, decay exp(-M / 7600)
     D = (G + d1 I)^-1 (gradient / M) (A + d2 I)^-1        the two dampings share one constant (their section 6.3)
     v <- 0.9 v + nu D,  nu = min(1, sqrt(K M / <D, gradient / M>))      trust region: K M nats for a = 1
     m <- m - a v

@@ -74,6 +74,8 @@ class MLP(AbstractNeuralModel):
         y = records["y"]
         if y.shape != (len(records["x"]),):
             raise DataError(f"{records.interval}: y must hold one target per record, got the shape {y.shape}")
+        if y.dtype.kind not in "biuf":
+            raise DataError(f"{records.interval}: y must hold numbers, got {y.dtype}. Give classes as 0, 1, 2, ...")
         if not np.isfinite(y).all():
             row = int((~np.isfinite(y)).argmax())
             raise DataError(

@@ -48,7 +48,11 @@ def test_the_standard_error_over_draws_covers_records_and_draws() -> None:
     spread = np.std([estimate.mean for estimate in estimates], ddof=1)
     claimed = np.sqrt(np.mean([estimate.standard_error**2 for estimate in estimates]))
     assert 0.8 < spread / claimed < 1.2
-    only_records = np.sqrt(np.mean([at_mean(MODEL, POSTERIOR, example_records(MODEL, 50).fields, i).standard_error ** 2 for i in range(20)]))
+    only_records = np.sqrt(
+        np.mean(
+            [at_mean(MODEL, POSTERIOR, example_records(MODEL, 50).fields, i).standard_error ** 2 for i in range(20)]
+        )
+    )
     assert spread > 1.3 * only_records
 
 

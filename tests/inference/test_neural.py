@@ -1,20 +1,25 @@
 """The frame of a gradient fit: where it starts, what it is scored at, and which noise it draws."""
 
 import math
+from dataclasses import replace
 from functools import partial
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from checks import STANDARD_ERRORS, deviations, example_records, fingerprint
-from linear_model import LinearLoss, records_of
+from checks import STANDARD_ERRORS, deviations, example_records, fingerprint, relative_error
+from linear_model import LinearLoss, minibatches, records_of
 
-from streaming_vb.inference import natural_gradient, neural
+from streaming_vb.errors import ConfigError
+from streaming_vb.inference import adam, kronecker, natural_gradient, neural
+from streaming_vb.layers import estimators
 from streaming_vb.layers.layout import Layout, Weights
-from streaming_vb.models import vae
+from streaming_vb.models import mlp, two_layer_vae, vae
 from streaming_vb.models.neural import NeuralModel
-from streaming_vb.objectives import Elbo, elbo
-from streaming_vb.types import Fit, Moments, NaturalParameters, Records
+from streaming_vb.objectives import AbstractObjective, Elbo, ImportanceWeighted, ScoreFunction, Vimco, elbo
+from streaming_vb.seeding import torch_generator
+from streaming_vb.types import Array, Fit, Moments, NaturalParameters, Records
 
 MODEL = vae.example()
 RECORDS = example_records(MODEL, 24)
@@ -179,3 +184,151 @@ def test_weights_that_no_layer_uses_get_no_evidence(monkeypatch: pytest.MonkeyPa
     for fit in fits_on_clean_and_dirty_memory(WithUnusedWeights(), records_of(24), monkeypatch):
         np.testing.assert_array_equal(fit.natural["precision"][3:], [0.0, 0.0])
         assert np.all(fit.natural["precision"][:3] > 0)
+
+
+every_rule = pytest.mark.parametrize("module", [natural_gradient, adam], ids=["natural gradient", "adam"])
+
+
+def one_fit(
+    model: NeuralModel,
+    records: Records,
+    module: ModuleType = natural_gradient,
+    objective: AbstractObjective = Elbo(),
+    batch_size: int | None = None,
+    max_norm: float = math.inf,
+    prior: NaturalParameters | None = None,
+) -> Fit:
+    """A fit from the prior, in one step unless there is a batch size."""
+    primitive = module.build(
+        model, batch_size=batch_size or len(records), objective=objective, max_norm=max_norm, pull=0.0
+    )
+    prior = (prior or model.prior(0)).astype(np.float32)
+    return primitive(prior, prior, primitive.initial_state(), records, 1)
+
+
+def mean_gradient(result: Fit, module: ModuleType = natural_gradient) -> Array:
+    """Of the only minibatch of a fit, shortened if it was: from the momentum, which was zero before."""
+    return result.fit_state["momentum"] / (1 - module.MOMENTUM)
+
+
+@every_rule
+def test_a_mean_gradient_longer_than_the_largest_norm_is_shortened_to_it(module: ModuleType) -> None:
+    ((gradient, _, size),) = minibatches(24, 24)
+    expected, norm = gradient / size, float(np.linalg.norm(gradient / size))
+    for max_norm in (0.001, 0.5 * norm, 0.99 * norm):
+        shortened = mean_gradient(one_fit(LinearLoss(), records_of(24), module, max_norm=max_norm), module)
+        assert np.linalg.norm(shortened) == pytest.approx(max_norm, rel=1e-5)
+        assert relative_error(shortened, max_norm / norm * expected) < 1e-5
+
+
+@every_rule
+def test_a_shorter_mean_gradient_is_not_touched(module: ModuleType) -> None:
+    ((gradient, _, size),) = minibatches(24, 24)
+    max_norm = 1.01 * float(np.linalg.norm(gradient / size))
+    limited, free = (one_fit(LinearLoss(), records_of(24), module, max_norm=norm) for norm in (max_norm, math.inf))
+    assert fingerprint(limited.natural, limited.fit_state) == fingerprint(free.natural, free.fit_state)
+
+
+def test_the_norm_is_that_of_all_layers_together() -> None:
+    shortened = mean_gradient(one_fit(MODEL, RECORDS, max_norm=0.05))
+    assert np.linalg.norm(shortened) == pytest.approx(0.05, rel=1e-5)
+    assert np.linalg.norm(mean_gradient(one_fit(MODEL, RECORDS))) > 0.1
+
+
+def test_every_minibatch_is_shortened_by_itself() -> None:
+    """Momentum 0.9 of gradients, all of which are longer."""
+    expected = np.zeros(3)
+    for gradient, _, _ in minibatches(10, 4):
+        expected = 0.9 * expected + 0.1 * 0.01 * gradient / np.linalg.norm(gradient)
+    found = one_fit(LinearLoss(), records_of(10), batch_size=4, max_norm=0.01).fit_state["momentum"]
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_a_shortened_gradient_changes_neither_evidence_nor_curvature() -> None:
+    limited, free = (one_fit(LinearLoss(), records_of(24), batch_size=10, max_norm=norm) for norm in (1e-3, math.inf))
+    assert not np.array_equal(limited.fit_state["momentum"], free.fit_state["momentum"])
+    assert fingerprint(limited.fit_state["curvature"]) == fingerprint(free.fit_state["curvature"])
+    assert fingerprint(limited.natural["precision"]) == fingerprint(free.natural["precision"])
+
+
+def test_a_gradient_of_zero_and_weights_that_nothing_uses_can_be_shortened() -> None:
+    for model, scale in ((LinearLoss(), 0.0), (WithUnusedWeights(), 1.0)):
+        result = one_fit(model, records_of(24, scale), max_norm=1e-3)
+        assert all(np.isfinite(array).all() for array in (*result.natural.arrays.values(), *result.fit_state.values()))
+
+
+@every_rule
+@pytest.mark.parametrize("max_norm", [0.0, -1.0, math.nan])
+def test_a_largest_norm_that_is_not_above_zero_is_refused(module: ModuleType, max_norm: float) -> None:
+    with pytest.raises(ConfigError, match="norm must be above 0"):
+        module.build(MODEL, max_norm=max_norm)
+
+
+def test_the_largest_norm_is_part_of_the_settings_where_there_is_one() -> None:
+    assert natural_gradient.build(MODEL, max_norm=5.0).describe()["max_norm"] == 5.0
+    assert "max_norm" not in natural_gradient.build(MODEL).describe()
+
+
+POINT = replace(MODEL, estimator=estimators.mean)
+"""Weights without noise: what is random is z alone."""
+
+
+def prior_without_latent_variance() -> NaturalParameters:
+    """Encoders with log variance -60, so that all draws of z are the same."""
+    moments = POINT.family.moments(POINT.prior(0))
+    views = POINT.layout.views(torch.from_numpy(mean := moments.mean.copy()))
+    last = POINT.encoder[-1]
+    views[last.weight][POINT.latent :] = 0.0
+    views[last.bias][POINT.latent :] = -60.0
+    return POINT.family.natural(Moments(mean, moments.variance))
+
+
+@pytest.mark.parametrize("num_samples", [2, 5])
+@every_rule
+def test_identical_draws_of_a_record_count_as_one(module: ModuleType, num_samples: int) -> None:
+    """A record is S rows of the decoder, and one of the encoder; gradient and evidence are per record."""
+    prior = prior_without_latent_variance()
+    one, several = (
+        one_fit(POINT, RECORDS, module, Elbo(number), batch_size=10, prior=prior) for number in (1, num_samples)
+    )
+    for name in one.natural.arrays:
+        np.testing.assert_allclose(several.natural[name], one.natural[name], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(several.fit_state["momentum"], one.fit_state["momentum"], rtol=1e-3, atol=1e-6)
+
+
+OBJECTIVES = (Elbo(3), Elbo(kl_weight=0.5), ScoreFunction(3), ImportanceWeighted(3, doubly=False), Vimco(3))
+
+
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [
+        *((POINT, objective) for objective in (*OBJECTIVES, ImportanceWeighted(3))),
+        *((replace(two_layer_vae.example(), estimator=estimators.mean), objective) for objective in OBJECTIVES),
+        (replace(mlp.example(), estimator=estimators.mean), Elbo(3)),
+    ],
+    ids=lambda value: value.name if isinstance(value, AbstractObjective) else value.describe()["model"],
+)
+def test_the_tape_gives_the_gradient_of_every_objective(model: NeuralModel, objective: AbstractObjective) -> None:
+    """Against autograd through the weights, with the same draws of z."""
+    records = example_records(model, 24)
+    leaf = torch.from_numpy(model.family.mean(model.prior(0).astype(np.float32)).astype(np.float32)).requires_grad_()
+    fields = {name: torch.from_numpy(records[name].astype(np.float32)) for name in model.fields}
+    noise = torch_generator(1, "noise")
+    terms = model.terms(
+        Weights(model.layout.views(leaf)), fields, noise, objective.num_samples, attached=objective.attached
+    )
+    (expected,) = torch.autograd.grad(-objective.surrogate(terms).mean(), leaf)
+    assert relative_error(mean_gradient(one_fit(model, records, objective=objective)), expected.numpy()) < 1e-4
+
+
+@pytest.mark.parametrize("module", [natural_gradient, adam, kronecker], ids=lambda module: module.__name__[-9:])
+def test_a_bound_over_draws_needs_layers_that_share_their_weights(module: ModuleType) -> None:
+    for bound in (ImportanceWeighted(), Vimco()):
+        for estimator in (estimators.shared, estimators.mean):
+            module.build(replace(MODEL, estimator=estimator), objective=bound)
+        for estimator in (estimators.local, estimators.separate, estimators.flipout):
+            with pytest.raises(ConfigError, match=f"not a bound.*{estimator.__name__}") as raised:
+                module.build(replace(MODEL, estimator=estimator), objective=bound)
+            assert "\n" not in str(raised.value)
+    for objective in (Elbo(5), ScoreFunction(5)):
+        module.build(MODEL, objective=objective)

@@ -4,13 +4,17 @@ from typing import Any
 import numpy as np
 import pytest
 from checks import fingerprint
+from stubs import SMALL_VAE, binary_source
 
 from streaming_vb.errors import DataError, NumericalError
 from streaming_vb.families.mean_field_normal import MeanFieldNormal
+from streaming_vb.inference import natural_gradient
+from streaming_vb.objectives import Elbo
 from streaming_vb.seeding import interval_seed
 from streaming_vb.sources.arrays import ArraySource
 from streaming_vb.streaming.forgetting import Window
 from streaming_vb.streaming.local_update import LocalUpdate
+from streaming_vb.streaming.run import Settings, run
 from streaming_vb.types import Fit, FitState, Lease, Moments, NaturalParameters, Records, Snapshot
 
 FAMILY = MeanFieldNormal()
@@ -90,6 +94,44 @@ def test_only_the_second_attempt_is_cautious() -> None:
     update(primitive, lease_of(0, 5, attempt=0))
     update(primitive, lease_of(0, 5, attempt=1))
     assert [call["is_cautious"] for call in primitive.calls] == [False, True]
+
+
+@pytest.mark.parametrize(("attempt", "num_records"), [(0, 0), (0, 4000), (1, 4000)])
+def test_an_annealed_primitive_is_as_the_records_of_the_snapshot_have_it(attempt: int, num_records: int) -> None:
+    """On the second attempt too."""
+    primitive = Recorder()
+    update(primitive, lease_of(0, 5, attempt), num_records)
+    assert (primitive.calls[0]["counted"], primitive.calls[0]["is_cautious"]) == (num_records, attempt == 1)
+
+
+def test_a_warm_up_is_that_of_the_snapshot() -> None:
+    """Half way, a fit is bit for bit that of half the weight; afterwards that of the ELBO."""
+    source, prior = binary_source(50), SMALL_VAE.prior(0).astype(np.float32)
+    (interval,) = source.intervals({}, 50)
+
+    def fit(objective: Elbo, num_records: int) -> str:
+        primitive = natural_gradient.build(SMALL_VAE, batch_size=10, objective=objective)
+        local_update = LocalUpdate("run", SMALL_VAE, primitive, source, prior, Window(SMALL_VAE.family), 7)
+        snapshot = Snapshot(3, num_records, prior, primitive.initial_state())
+        delta = local_update(Lease(interval, 0, 3, 1.0, 1.0), snapshot)
+        return fingerprint(delta.fit.natural, delta.fit.fit_state)
+
+    rising = Elbo(warm_up=1000)
+    assert fit(rising, 500) == fit(Elbo(kl_weight=0.5), 500)
+    assert fit(rising, 1000) == fit(rising, 1001) == fit(Elbo(), 0)
+    assert len({fit(rising, number) for number in (0, 250, 500, 1000)}) == 4
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_warm_up_is_the_same_for_any_number_of_workers(workers: int) -> None:
+    settings = Settings(mode="ordered", batch_size=5, local_steps=4, ramp=40, round_size=3)
+
+    def bits(number: int, warm_up: int) -> str:
+        primitive = natural_gradient.build(SMALL_VAE, batch_size=5, objective=Elbo(warm_up=warm_up))
+        *_, last = run(SMALL_VAE, binary_source(190), settings, workers=number, primitive=primitive)
+        return fingerprint(last.state().posterior, last.state().fit_state)
+
+    assert bits(workers, 150) == bits(1, 150) != bits(1, 0)
 
 
 def test_the_delta_says_what_it_came_from() -> None:
