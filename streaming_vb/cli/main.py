@@ -65,6 +65,17 @@ def main() -> None:
         code = _one_line(f"{error.filename}: {error.strerror}. Free space, or give a path that can be written", 2)
     except Exception:
         code = _one_line(f"a bug in streaming-vb; please report it with {_write_traceback()}", 1)
+    _leave(code)
+
+
+def _leave(code: int | None) -> None:
+    """End the process. Where Ray was in it, without its destructors: once in a while they deadlock after the work is
+    done and saved, on a lock that is gone."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
     sys.exit(code)
 
 
