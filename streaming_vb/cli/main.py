@@ -47,7 +47,7 @@ def _common(
 
 
 def main() -> None:
-    """Entry point: runs a verb; turns an error into one line and the exit code of its class."""
+    """Runs a verb; turns an error into one line and the exit code of its class."""
     try:
         code = typer.main.get_command(app)(standalone_mode=False)
     except typer.Exit as stop:
@@ -65,18 +65,21 @@ def main() -> None:
         code = _one_line(f"{error.filename}: {error.strerror}. Free space, or give a path that can be written", 2)
     except Exception:
         code = _one_line(f"a bug in streaming-vb; please report it with {_write_traceback()}", 1)
-    _leave(code)
+    sys.exit(code)
 
 
-def _leave(code: int | None) -> None:
-    """End the process. Where Ray was in it, without its destructors: once in a while they deadlock after the work is
-    done and saved, on a lock that is gone."""
-    if "ray" in sys.modules:
+def program() -> None:
+    """`main` as a process of its own. Where Ray was in it, the process ends without its destructors: once in a while they
+    deadlock after the work is done and saved, on a lock that is gone."""
+    try:
+        main()
+    except SystemExit as stop:
+        if "ray" not in sys.modules:
+            raise
         sys.modules["ray"].shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code or 0)
-    sys.exit(code)
+        os._exit(int(stop.code or 0))
 
 
 def _one_line(text: str, code: int) -> int:
@@ -91,4 +94,4 @@ def _write_traceback() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -104,7 +104,7 @@ class Kronecker:
     ) -> Fit:
         """H = ceil(|C| / M) steps from the prior mean."""
         state = {name: writable(array) for name, array in fit_state.items()}
-        curvature = _Curvature(state)
+        curvature = _Curvature(state, self.objective.averages)
 
         def update(block: Block, own: tuple[Tensor, ...], number: int) -> None:
             del own, number
@@ -141,10 +141,11 @@ class _Curvature:
 
     Args:
         state: fit state; the factors and the mass of their averages are updated in place.
+        averages: whether the objective averages its draws (`AbstractObjective`).
     """
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self.state = state
+    def __init__(self, state: Mapping[str, Tensor], averages: bool) -> None:
+        self.state, self.averages = state, averages
         self.cholesky: dict[str, Tensor] = {}
         self.steps = 0
 
@@ -165,11 +166,11 @@ class _Curvature:
             average[f"{name}.bias"].addmv_(u.T, a[:, -1], beta=MOMENTUM, alpha=weight)
 
     def _average(self, rows: list[tuple[str, Tensor, Tensor]], size: int) -> None:
-        """A and G; a row of a record drawn S times carries 1/S of its gradient."""
+        """A and G; where draws are averaged, a row of a record drawn S times carries 1/S of its gradient."""
         decay = math.exp(-size / FACTOR_WINDOW)
         self.state["mass"].lerp_(torch.ones(()), 1 - decay)
         for name, u, a in rows:
-            draws = len(u) / size
+            draws = len(u) / size if self.averages else 1.0
             self.state[_inputs(name)].addmm_(a.T, a, beta=decay, alpha=(1 - decay) / len(a))
             self.state[_gradients(name)].addmm_(u.T, u, beta=decay, alpha=(1 - decay) * draws / size)
 

@@ -286,7 +286,8 @@ def _square(
     """Write the mean of squared per-record gradients.
 
     A record drawn S times is S rows of a layer below z. A row's gradient is 1/S of that draw's, so the mean of the
-    draws' squares is S times the sum of the rows'.
+    draws' squares is S times the sum of the rows'. An importance-weighted row carries its own weight, and its square is
+    taken as it is: evidence of the layers below z that is too small, by up to S.
     """
     for entry, u in zip(tape, gradients_u, strict=True):
         draws = len(u) // size if objective.averages else 1
