@@ -69,8 +69,8 @@ def main() -> None:
 
 
 def program() -> None:
-    """`main` as a process of its own. Where Ray was in it, the process ends without its destructors: once in a while they
-    deadlock after the work is done and saved, on a lock that is gone."""
+    """`main` as a process of its own. Where Ray was in it, the process ends without its destructors: once in a while
+    they deadlock after the work is done and saved, on a lock that is gone."""
     try:
         main()
     except SystemExit as stop:
