@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,10 @@ def test_ordered_mode_gives_one_posterior_for_any_number_of_workers(tmp_path: Pa
 
 def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     words = ("fit", "digits", *SMALL, "--records", 400_000, "--run-dir", tmp_path, "--json")
-    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are started to ignore it
+    process = subprocess.Popen(
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    )
     assert process.stdout is not None
     for _ in range(5):
         process.stdout.readline()
