@@ -4,11 +4,14 @@
     +-- ConfigError             2   a flag, a setting, a missing extra
     |   +-- MissingExtra
     |   +-- ResumeMismatch          run directory made with other settings
+    |   +-- RunInUse                another process writes the run directory
+    |   +-- MergeRefused            posteriors that cannot be added to or subtracted from each other
     +-- SourceError             3   data that cannot be found or read
     |   +-- DataError               a value that cannot be scored, with record and column
     +-- ClusterError            4   Ray: no cluster, wrong token, lost server
     +-- IntegrityError          5   a posterior file that is corrupt or foreign
     |   +-- FormatTooNew
+    |   +-- StaleWriter             a newer process took the run directory over
     +-- NumericalError          1   a local fit that is not finite
     +-- MergeRejected           1   a delta that must not be added
 
@@ -36,6 +39,14 @@ class ResumeMismatch(ConfigError):
     """The run directory was made with other settings."""
 
 
+class RunInUse(ConfigError):
+    """Another process writes the run directory."""
+
+
+class MergeRefused(ConfigError):
+    """Posteriors that cannot be added to, or subtracted from, each other."""
+
+
 class SourceError(StreamingVBError):
     """The data cannot be found or read."""
 
@@ -60,6 +71,10 @@ class IntegrityError(StreamingVBError):
 
 class FormatTooNew(IntegrityError):
     """The file was written by a newer version."""
+
+
+class StaleWriter(IntegrityError):
+    """A newer process took the run directory over; nothing that this one writes counts any more."""
 
 
 class NumericalError(StreamingVBError):

@@ -115,6 +115,7 @@ class Lease:
         base_version: version of the snapshot that the fit starts from.
         share: part of that posterior the fit may use as its prior, 1/W(t).
         state_weight: weight of the returned fit state in the server's average.
+        generation: of the server when the lease was given; those of an earlier driver are refused.
     """
 
     interval: Interval
@@ -122,6 +123,22 @@ class Lease:
     base_version: int
     share: float
     state_weight: float
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Records that were read and are not in the posterior, and why.
+
+    Attributes:
+        interval: where they stand: a whole lease, or single records of one.
+        num_records: how many they are.
+        reason: what was wrong with them, one line.
+    """
+
+    interval: Interval
+    num_records: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,12 +158,18 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delta:
-    """A `Fit` that says what it came from: the message from a worker to the parameter server."""
+    """A `Fit` that says what it came from: the message from a worker to the parameter server.
+
+    Attributes:
+        num_records: records learned; those in `bad_records` are not among them.
+        bad_records: records of the interval that could not be scored, one or more in each entry.
+    """
 
     run_id: str
     lease: Lease
     fit: Fit
     num_records: int
+    bad_records: tuple[SetAside, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,22 +177,26 @@ class Receipt:
     """The server's answer to a push.
 
     Attributes:
-        status: "merged", "duplicate" (acknowledged and not added) or "rejected" (nothing was changed).
+        status: "merged", "set-aside", "duplicate" (acknowledged and not added) or "rejected" (nothing was changed).
         version: the server's version after the push.
+        num_new: records counted by the push.
         num_records: records counted after the push.
         staleness: versions between the fit's snapshot and the merge.
         staleness_sd: ||S^(1/2) (m_now - m_base)||, the same distance in posterior standard deviations.
         step_kl: KL(posterior after || before), nats; NaN where it was not asked for.
         reason: why a push was rejected, else "".
+        is_stale: it was rejected for its staleness alone; the same interval is fitted again from a newer version.
     """
 
     status: str
     version: int
+    num_new: int
     num_records: int
     staleness: int
     staleness_sd: float
     step_kl: float
     reason: str = ""
+    is_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
