@@ -50,6 +50,13 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.partition}[{self.start:,}:{self.stop:,}]"
 
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __contains__(self, part: "Interval") -> bool:
+        same = (part.source, part.partition) == (self.source, self.partition)
+        return same and self.start <= part.start and part.stop <= self.stop
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Records:

@@ -15,10 +15,24 @@ from streaming_vb.buffers import empty_like
 from streaming_vb.errors import MergeRejected
 from streaming_vb.streaming.forgetting import Forgetting
 from streaming_vb.streaming.ledger import Ledger
-from streaming_vb.types import Array, Delta, Family, FitState, NaturalParameters, Receipt
+from streaming_vb.types import Array, Delta, Family, FitState, NaturalParameters, Receipt, SetAside
 
 _BLOCK = 65_536
 """Numbers of the fit state averaged and checked at a time, so that they stay in a core's cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """A posterior that another one started from.
+
+    Attributes:
+        run_id, version: where it was made.
+        sha256: of its natural parameters.
+    """
+
+    run_id: str
+    version: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +46,7 @@ class ServerState:
         version: number of merges.
         num_records: N, records counted.
         ledger: which records these are.
+        lineage: the posteriors of other runs that this one started from, oldest first.
     """
 
     run_id: str
@@ -41,6 +56,7 @@ class ServerState:
     version: int = 0
     num_records: int = 0
     ledger: Ledger = Ledger()
+    lineage: tuple[Ancestor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +95,13 @@ class MergeRule:
         except MergeRejected as error:
             return state, replace(self._receipt("rejected", state, delta), reason=str(error))
 
-        merged = ServerState(
-            state.run_id,
-            state.prior,
-            NaturalParameters({name: empty_like(array) for name, array in state.posterior.arrays.items()}),
-            fit_state,
-            state.version + 1,
-            state.num_records + delta.num_records,
-            state.ledger.add(interval),
+        merged = replace(
+            state,
+            posterior=NaturalParameters({name: empty_like(array) for name, array in state.posterior.arrays.items()}),
+            fit_state=fit_state,
+            version=state.version + 1,
+            num_records=state.num_records + delta.num_records,
+            ledger=state.ledger.add(interval, delta.bad_records),
         )
         step_kl = squared_distance = 0.0
         for shard in self.family.shards(state.posterior):
@@ -97,6 +112,13 @@ class MergeRule:
             squared_distance += figures[1]
         receipt = self._receipt("merged", merged, delta)
         return merged, replace(receipt, staleness_sd=math.sqrt(squared_distance), step_kl=step_kl)
+
+    def put_aside(self, state: ServerState, entry: SetAside) -> tuple[ServerState, Receipt]:
+        """The state with an interval that was read and is not learned; the posterior does not change."""
+        if state.ledger.covers(entry.interval):
+            return state, Receipt("duplicate", state.version, 0, state.num_records, 0, 0.0, 0.0)
+        aside = replace(state, ledger=state.ledger.put_aside(entry))
+        return aside, Receipt("set-aside", aside.version, 0, aside.num_records, 0, 0.0, 0.0, entry.reason)
 
     def _merge_shard(
         self, shard: slice, state: ServerState, delta: Delta, base_mean: Array | None, merged: ServerState
@@ -131,7 +153,8 @@ class MergeRule:
     def _receipt(self, status: str, state: ServerState, delta: Delta) -> Receipt:
         merges_before = state.version - 1 if status == "merged" else state.version
         staleness = merges_before - delta.lease.base_version
-        return Receipt(status, state.version, state.num_records, staleness, math.nan, math.nan)
+        num_new = delta.num_records if status == "merged" else 0
+        return Receipt(status, state.version, num_new, state.num_records, staleness, math.nan, math.nan)
 
 
 def average(state: FitState, local: FitState, weight: float) -> Mapping[str, Array]:

@@ -21,6 +21,7 @@ class Position:
 
     Attributes:
         generation: number of the writer; rises with every start of a server on a run directory.
+        run_id: identity of the run.
         version, num_records, ledger: of the published state: the base of new leases. In ordered mode that is the
             start of a round.
         merged: the ledger with what was merged after that, in the round that was interrupted.
@@ -28,6 +29,7 @@ class Position:
     """
 
     generation: int
+    run_id: str
     version: int
     num_records: int
     ledger: Ledger
