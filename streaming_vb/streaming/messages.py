@@ -1,9 +1,9 @@
 """The objects that travel or are stored, as plain JSON values and named arrays, and back. For `wire` and `snapshot`.
 
 `pack_x` takes an object apart: a header of plain values, and where it holds arrays also these, named after their part:
-"natural.precision", "fit_state.momentum". `unpack_x` puts it together again, equal to the bit. It trusts nothing: a value
-that is missing or of another type raises `WireError`; what is not asked for is ignored, so a header may hold more. Whether
-shapes and values fit a run is not decided here.
+"natural.precision", "fit_state.momentum". `unpack_x` puts it together again, equal to the bit. It trusts nothing: a
+value that is missing or of another type raises `WireError`; what is not asked for is ignored, so a header may hold
+more. Whether shapes and values fit a run is not decided here.
 
 The tables below are the fields that are plain values, with their types; each serves both directions.
 """
