@@ -60,7 +60,7 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> list[Buffe
     >>> message.header, message.arrays["g"]
     ({'n': 3}, array([0., 1., 2.]))
     """
-    stored = {name: _storable(name, array) for name, array in arrays.items()}
+    stored = {name: storable(name, array) for name, array in arrays.items()}
     table = [[name, array.dtype.str, array.shape] for name, array in stored.items()]
     text = json.dumps({"header": header, "arrays": table}, separators=(",", ":")).encode()
     text += b" " * (-(_HEAD.size + len(text)) % _ALIGNMENT)
@@ -107,6 +107,19 @@ def decode(buffer: Buffer) -> Message:
     return Message(header, arrays)
 
 
+def storable(name: str, array: Array) -> Array:
+    """The array row major and little endian, as it travels and is stored; not copied where it is so already.
+
+    Raises:
+        WireError: it does not hold booleans, integers or floats.
+    """
+    stored = np.asarray(array, order="C")
+    stored = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
+    if stored.dtype.str not in _DTYPES:
+        raise WireError(f"array {name!r} is of type {stored.dtype}; only booleans, integers and floats travel")
+    return stored
+
+
 def write_frame(sock: socket.socket, parts: Sequence[Buffer]) -> None:
     """Send the buffers of a frame on a blocking stream socket.
 
@@ -151,14 +164,6 @@ def _bytes(part: Buffer) -> memoryview:
     if isinstance(part, np.ndarray):
         return part.reshape(-1).view(np.uint8).data  # memoryview.cast refuses arrays without values
     return memoryview(part).cast("B")
-
-
-def _storable(name: str, array: Array) -> Array:
-    stored = np.asarray(array, order="C")
-    stored = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
-    if stored.dtype.str not in _DTYPES:
-        raise WireError(f"array {name!r} is of type {stored.dtype}; only booleans, integers and floats travel")
-    return stored
 
 
 def _lengths(head: bytes | bytearray | memoryview) -> tuple[int, int]:
