@@ -18,7 +18,7 @@ def inspect(
 ) -> None:
     """Records and intervals counted, settings, shapes, spread of the posterior, digests (all checked)."""
     path = posterior / POSTERIOR_FILE if posterior.is_dir() else posterior
-    state, settings, digests = snapshot.load(path)
+    state, settings, digests, _ = snapshot.load(path)
     values = {
         "file": str(path),
         "bytes": path.stat().st_size,

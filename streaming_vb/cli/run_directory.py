@@ -56,7 +56,7 @@ def open_run(directory: Path) -> Run:
         assert isinstance(config, dict)
     except (yaml.YAMLError, UnicodeDecodeError, AssertionError) as error:
         raise IntegrityError(f"{directory / CONFIG_FILE}: not readable YAML. Run the fit again to write it") from error
-    state, settings, _ = snapshot.load(directory / POSTERIOR_FILE)
+    state, settings, *_ = snapshot.load(directory / POSTERIOR_FILE)
     return Run(directory, config, state, settings, chosen_model.rebuild(settings), served(state, settings))
 
 

@@ -32,47 +32,6 @@ SAVE_EVERY = 30.0
 """Seconds between saves of the posterior while a run goes on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What determines a run besides model, source and primitive.
-
-    Args:
-        records: records to count; none means the whole source.
-        seed: of the prior's centre and of every fit.
-        mode: "async" (merge on arrival) or "ordered" (fixed rounds, bit for bit the same for any number of workers).
-        batch_size: M, records per local step.
-        local_steps: H; an interval holds M H records.
-        ramp: records per additional fit in flight; 0 means all from the start.
-        share: "auto" (1/W(t)) or "1" (plain SDA-Bayes).
-        round_size: K, intervals per round of the ordered mode.
-        forgetting: "auto" (a window for neural models, none for conjugate ones), "none" or "window:MIN:KAPPA".
-
-    Raises:
-        ConfigError: a setting is out of range.
-    """
-
-    records: int | None = None
-    seed: int = 0
-    mode: str = "async"
-    batch_size: int = 100
-    local_steps: int = 10
-    ramp: int = 30_000
-    share: str = "auto"
-    round_size: int = 8
-    forgetting: str = "auto"
-
-    def __post_init__(self) -> None:
-        least = {"batch_size": 1, "local_steps": 1, "ramp": 0, "round_size": 1, "seed": 0, "records": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                flag = "--" + {"round_size": "round"}.get(name, name).replace("_", "-")
-                raise ConfigError(f"{flag} must be at least {bound}, got {value}")
-        for name, allowed in {"mode": ("async", "ordered"), "share": ("auto", "1")}.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """One answer of the server, as people look at it.
@@ -116,35 +75,6 @@ class Step:
             **{name: None if math.isnan(value) else value for name, value in numbers.items()},
             **({"reason": self.reason} if self.reason else {}),
         }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """A run that has not started: what every engine needs.
-
-    Attributes:
-        scheduler: built for a number of workers by `scheduler(workers)`.
-        identity: what must be equal for a run directory to be resumed.
-    """
-
-    local_update: LocalUpdate
-    server_state: ServerState
-    rule: MergeRule
-    settings: Settings
-    identity: Mapping[str, Any]
-    run_dir: Path | None
-
-    def scheduler(self, workers: int) -> Scheduler:
-        """The driver's logic for W workers, starting where the state stands."""
-        settings, state = self.settings, self.server_state
-        intervals = remaining(
-            self.local_update.source, state.ledger, settings.batch_size * settings.local_steps, settings.records
-        )
-        share = None if settings.share == "auto" else 1.0
-        common = {"ramp": settings.ramp, "version": state.version, "num_records": state.num_records}
-        if settings.mode == "ordered":
-            return Ordered(intervals, round_size=settings.round_size, share=share, **common)
-        return Asynchronous(intervals, workers=workers, share=share, **common)
 
 
 def run(
@@ -199,75 +129,6 @@ def in_process(prepared: Prepared, workers: int) -> InProcess:
         seed=prepared.settings.seed,
         batch_size=prepared.settings.batch_size,
     )
-
-
-def prepare(
-    model: Model,
-    source: Source,
-    settings: Settings,
-    *,
-    primitive: Primitive | None = None,
-    run_dir: Path | str | None = None,
-) -> Prepared:
-    """Build a run, or the rest of one where the run directory holds a posterior; arguments as for `run`."""
-    chosen = primitive or default_primitive(model, settings.batch_size)
-    _require_end_of_warm_up(chosen, settings.records)
-    family = model.family
-    text = settings.forgetting
-    if text == "auto":
-        text = f"window:{forgetting.MINIMUM}:{forgetting.FRACTION}" if hasattr(model, "layout") else "none"
-    forget = forgetting.parse(text, family)
-    resolved = replace(settings, forgetting=forget.describe())
-    identity = {
-        **{name: value for name, value in asdict(resolved).items() if name != "records"},
-        **model.describe(),
-        "family": family.name,
-        **chosen.describe(),
-        "source": source.fingerprint,
-    }
-    directory = Path(run_dir) if run_dir is not None else None
-    state = _resumed(directory, identity)
-    if state is None:
-        prior = model.prior(settings.seed)
-        run_id = f"{seeding.derive(settings.seed, time.time_ns(), os.getpid()):016x}"
-        state = ServerState(run_id, prior, prior, chosen.initial_state())
-    local_update = LocalUpdate(
-        state.run_id, model, chosen, source, state.prior.astype(family.wire_dtype), forget, settings.seed
-    )
-    return Prepared(local_update, state, MergeRule(family, forget), resolved, identity, directory)
-
-
-def _require_end_of_warm_up(primitive: Primitive, records: int | None) -> None:
-    """Raise ConfigError if what is annealed in the primitive would still be so at the end."""
-    warm_up = int(str(primitive.describe().get("warm_up", 0)))
-    if records is not None and warm_up >= records:
-        raise ConfigError(
-            f"a KL warm-up of {warm_up:,} records does not end within the {records:,} records of the run: what is "
-            "trained would never be the bound. Shorten the warm-up, or raise the records"
-        )
-
-
-def default_primitive(model: Model, batch_size: int) -> Primitive:
-    """Natural gradient for models with a layout of weights, closed form for the others."""
-    if hasattr(model, "layout"):
-        from streaming_vb.inference import natural_gradient
-
-        return natural_gradient.build(model, batch_size=batch_size)  # type: ignore[arg-type]
-    from streaming_vb.inference import conjugate
-
-    return conjugate.build(model)  # type: ignore[arg-type]
-
-
-def remaining(source: Source, ledger: Ledger, max_records: int, records: int | None) -> Iterator[Interval]:
-    """Intervals of a source that the ledger does not cover, until `records` positions are covered in all."""
-    budget = math.inf if records is None else records - ledger.num_covered
-    for interval in source.intervals(ledger.cursor(), max_records):
-        for part in ledger.uncovered(interval):
-            if budget <= 0:
-                return
-            stop = int(min(part.stop, part.start + budget))
-            budget -= stop - part.start
-            yield replace(part, stop=stop)
 
 
 def drive(scheduler: Scheduler, engine: Engine) -> Iterator[Step]:
@@ -342,7 +203,7 @@ def _step(event: Answered, records_before: int, engine: Engine) -> Step:
 def _resumed(directory: Path | None, identity: Mapping[str, Any]) -> ServerState | None:
     if directory is None or not (directory / POSTERIOR_FILE).exists():
         return None
-    state, settings, _ = snapshot.load(directory / POSTERIOR_FILE)
+    state, settings, *_ = snapshot.load(directory / POSTERIOR_FILE)
     plain = json.loads(json.dumps(identity))
     for name in sorted(settings.keys() | plain.keys()):
         if settings.get(name) != plain.get(name):
