@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from streaming_vb.types import Array
 
 Buffer = bytes | bytearray | memoryview | Array
@@ -126,7 +128,7 @@ class _RealFile:
         self._descriptor = descriptor
 
     def write(self, parts: Sequence[Buffer], offset: int) -> None:
-        waiting = [view for view in (memoryview(part).cast("B") for part in parts if len(part)) if view.nbytes]
+        waiting = [view for view in map(_bytes, parts) if view.nbytes]
         while waiting:
             written = os.pwritev(self._descriptor, waiting[:_MOST_PARTS], offset)
             if written == 0:
@@ -138,13 +140,13 @@ class _RealFile:
                 waiting[0] = waiting[0][written:]
 
     def read(self, offset: int, size: int) -> bytes:
-        found = bytearray()
+        found = os.pread(self._descriptor, size, offset)  # whole, in one call, but for files over 2 GB
         while len(found) < size:
             part = os.pread(self._descriptor, size - len(found), offset + len(found))
             if not part:
                 break
             found += part
-        return bytes(found)
+        return found
 
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size
@@ -156,3 +158,13 @@ class _RealFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()  # a run that was opened and never iterated lets go of its lock
+
+
+def _bytes(part: Buffer) -> memoryview:
+    """A buffer as a flat view of its bytes."""
+    if isinstance(part, np.ndarray):
+        return part.reshape(-1).view(np.uint8).data  # memoryview.cast refuses arrays without values
+    return memoryview(part).cast("B")

@@ -1,0 +1,135 @@
+"""One writer per run directory: a lock that dies with its process, and a number that rises with every start.
+
+The lock keeps a second process out while the first lives. Where locks cannot be trusted (network disks), or were taken
+away, the number decides: a writer looks at it after it has synced and before it acknowledges, so what an overtaken one
+still writes is never told to anybody.
+"""
+
+import os
+import time
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+from streaming_vb.errors import IntegrityError, RunInUse, StaleWriter
+from streaming_vb.failpoints import reach
+from streaming_vb.streaming.disk import Disk, File
+
+_PATIENCE = 2.0
+"""Seconds to wait for the lock: a killed writer may take a moment to be gone."""
+
+
+class Generation:
+    """The right to write a run directory, until a newer generation takes it.
+
+    >>> import tempfile
+    >>> from streaming_vb.streaming.disk import RealDisk
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     first = Generation.take(RealDisk(), Path(name))
+    ...     first.release()
+    ...     Generation.take(RealDisk(), Path(name)).number
+    2
+    """
+
+    def __init__(self, disk: Disk, directory: Path, lock: File, number: int) -> None:
+        self._disk, self._directory, self._lock = disk, directory, lock
+        self.number = number
+
+    @classmethod
+    def take(cls, disk: Disk, directory: Path, *, above: int = 0, patience: float = _PATIENCE) -> "Generation":
+        """Lock a directory that exists and raise its number, durably.
+
+        Args:
+            above: a number that was used; the new one is larger, whatever the file says.
+            patience: seconds to wait for the lock.
+
+        Raises:
+            RunInUse: another process holds the lock.
+            IntegrityError: the file with the number is corrupt.
+        """
+        lock = _locked(disk, directory, patience)
+        try:
+            number = max(_read(disk, directory) or 0, above) + 1
+            _write(disk, directory, number)
+        except BaseException:
+            lock.close()
+            raise
+        reach("D2")
+        return cls(disk, directory, lock, number)
+
+    def check(self) -> None:
+        """Raise StaleWriter unless this is still the newest generation."""
+        found = _read(self._disk, self._directory)
+        if found != self.number:
+            raise StaleWriter(
+                f"{self._directory}: generation {found or 'unknown'} writes here now, this process is generation "
+                f"{self.number}. Nothing that it writes counts any more; let the newer process go on"
+            )
+
+    def release(self) -> None:
+        """Let the next process in."""
+        self._lock.close()
+
+
+def _locked(disk: Disk, directory: Path, patience: float) -> File:
+    path = directory / "lock"
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            lock = disk.lock(path)
+            break
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            raise RunInUse(
+                f"{directory}: process {_holder(disk, path)} writes this run directory. "
+                "Wait until it is done, stop it, or choose another --run-dir"
+            ) from None
+    with suppress(OSError):  # for people: a full disk must not keep a run from resuming
+        lock.write([f"{os.getpid():<20}\n".encode()], 0)
+    return lock
+
+
+def _holder(disk: Disk, path: Path) -> str:
+    file = disk.open(path)
+    try:
+        return file.read(0, 20).decode(errors="replace").strip() or "unknown"
+    finally:
+        file.close()
+
+
+def _read(disk: Disk, directory: Path) -> int | None:
+    path = directory / "generation"
+    try:
+        file = disk.open(path)
+    except FileNotFoundError:
+        return None
+    try:
+        content = file.read(0, 64)
+    finally:
+        file.close()
+    number = content.split(b" ")[0]
+    if not number.isdigit() or content != _line(int(number)):
+        raise IntegrityError(
+            f"{path}: it does not hold a number with its checksum. Make sure that no process writes {directory}, "
+            "then remove the file"
+        )
+    return int(number)
+
+
+def _write(disk: Disk, directory: Path, number: int) -> None:
+    temporary = directory / ".generation.tmp"
+    disk.unlink(temporary)
+    file = disk.create(temporary)
+    try:
+        file.write([_line(number)], 0)
+        file.sync()
+    finally:
+        file.close()
+    disk.replace(temporary, directory / "generation")
+    disk.sync_directory(directory)
+
+
+def _line(number: int) -> bytes:
+    return b"%d %08x\n" % (number, zlib.crc32(b"%d" % number))
