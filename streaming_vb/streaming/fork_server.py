@@ -21,6 +21,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from streaming_vb.streaming import control, wire
@@ -50,18 +52,25 @@ class ForkServer:
             self._pid = os.fork()
         if self._pid == 0:
             self._socket.close()
-            _run(lambda: _serve(commands, mains))
+            _run("svb-forks", partial(_serve, commands, mains))
         commands.close()
 
     def fileno(self) -> int:
         """Readable when a child has ended, or the fork server itself: then call `receive`."""
         return self._socket.fileno()
 
-    def start(self, main: str, arguments: Mapping[str, Any]) -> tuple[int, socket.socket]:
-        """Start a child; returns its number, never used again, and the driver's end of its socket."""
+    def start(self, main: str, title: str, arguments: Mapping[str, Any]) -> tuple[int, socket.socket]:
+        """Start a child; returns its number, never used again, and the driver's end of its socket.
+
+        Args:
+            main: name of what it runs.
+            title: what `ps` and `top` call it, 15 letters at most.
+            arguments: plain values for its main.
+        """
         ours, theirs = socket.socketpair()
         self._started += 1
-        self._send({"start": main, "number": self._started, "arguments": arguments}, [theirs.fileno()])
+        command = {"start": main, "title": title, "number": self._started, "arguments": arguments}
+        self._send(command, [theirs.fileno()])
         theirs.close()
         return self._started, ours
 
@@ -145,9 +154,9 @@ def _serve(commands: socket.socket, mains: Mapping[str, Main]) -> None:
             match command:
                 case {"kill": number}:
                     _kill([child for child, running in children.items() if running.number == number])
-                case {"start": main, "number": number, "arguments": arguments}:
+                case {"start": main, "title": title, "number": number, "arguments": arguments}:
                     sock = socket.socket(fileno=descriptors[0])
-                    child = _forked(lambda: mains[main](sock, arguments), [commands, *children])  # noqa: B023
+                    child = _forked(title, partial(mains[main], sock, arguments), [commands, *children])
                     sock.close()
                     if isinstance(child, str):
                         _report(commands, number, child)
@@ -171,7 +180,7 @@ def _received(commands: socket.socket) -> tuple[Any, list[int]]:
     return json.loads(text) if text else None, descriptors
 
 
-def _forked(life: Callable[[], None], private: list[socket.socket | int]) -> int | str:
+def _forked(title: str, life: Callable[[], None], private: list[socket.socket | int]) -> int | str:
     """Pid of a new process, or why there is none. It closes what is private to the fork server."""
     try:
         pid = os.fork()
@@ -180,7 +189,7 @@ def _forked(life: Callable[[], None], private: list[socket.socket | int]) -> int
     if pid == 0:
         for descriptor in private:
             os.close(descriptor if isinstance(descriptor, int) else descriptor.detach())
-        _run(life)
+        _run(title, life)
     return pid
 
 
@@ -205,11 +214,13 @@ def _ending(status: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
-def _run(function: Callable[[], None]) -> NoReturn:
+def _run(title: str, life: Callable[[], None]) -> NoReturn:
     """Run the whole life of a forked process: it must never return into the program that it is a copy of."""
     status = 1
     try:
-        function()
+        with suppress(OSError):
+            Path("/proc/self/comm").write_text(title)
+        life()
         status = 0
     except BaseException:
         _logger.exception("a process of streaming_vb ends")

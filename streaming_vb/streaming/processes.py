@@ -59,7 +59,7 @@ class Opened(Protocol):
 
 
 class _Child:
-    """A process as the driver sees it: `kind` is "server" or "worker", `worker` the number of a worker."""
+    """A process as the driver sees it; `worker` is the number of a worker, none for the server."""
 
     def __init__(self, worker: int | None, number: int, sock: socket.socket) -> None:
         self.worker, self.number, self.sock = worker, number, sock
@@ -73,9 +73,11 @@ class ProcessTransport:
 
     Args:
         prepared: the run.
+        workers: how many there will be.
     """
 
-    def __init__(self, prepared: Opened) -> None:
+    def __init__(self, prepared: Opened, workers: int) -> None:
+        del workers  # each is started on command
         self._prepared = prepared
         self._door = Door()
         self._notices: list[Notice] = []
@@ -96,13 +98,13 @@ class ProcessTransport:
         if self._server is not None:
             self._release(self._server)
         self._lost_server = False
-        self._server = self._start("server", None, {"since": since})
+        self._server = self._start("server", "svb-server", None, {"since": since})
 
     def start_worker(self, worker: int) -> None:
         """Start a worker under a number, ending one that is there; `WorkerUp` or `WorkerDown` follows."""
         if worker in self._workers:
             self._release(self._workers.pop(worker))
-        self._workers[worker] = self._start("worker", worker, {})
+        self._workers[worker] = self._start("worker", f"svb-worker-{worker}", worker, {})
 
     def stop_worker(self, worker: int) -> None:
         """SIGKILL a worker; `WorkerDown` follows."""
@@ -171,13 +173,15 @@ class ProcessTransport:
         if server := self._server:
             server.sock.settimeout(_CLOSE_PATIENCE)
             self._ask(server, "close")
+        if self._server:  # saved, and idle
+            self._release(self._server)
         self._is_closed = True
         self._fork_server.close()
         self._door.close()
         self._selector.close()
 
-    def _start(self, kind: str, worker: int | None, arguments: Mapping[str, Any]) -> _Child:
-        child = _Child(worker, *self._fork_server.start(kind, arguments))
+    def _start(self, main: str, title: str, worker: int | None, arguments: Mapping[str, Any]) -> _Child:
+        child = _Child(worker, *self._fork_server.start(main, title, arguments))
         self._selector.register(child.sock, selectors.EVENT_READ, partial(self._hear, child))
         return child
 
