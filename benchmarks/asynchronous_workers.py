@@ -34,7 +34,8 @@ import torch
 from report import at_least, progress, write
 
 from streaming_vb import Progressive, Settings
-from streaming_vb.streaming.run import drive, in_process, prepare
+from streaming_vb.streaming.prepared import prepare
+from streaming_vb.streaming.run import drive, in_process
 
 
 class Arm(NamedTuple):
@@ -97,7 +98,7 @@ def simulate(name: str, images: mnist.Images, records: int, seed: int) -> dict[s
     statuses: Counter[str] = Counter()
     staleness: list[int] = []
     progressive = Progressive()
-    for step in drive(prepared.scheduler(arm.workers), engine):
+    for step in drive(prepared.scheduler(arm.workers, engine.position()), engine):
         statuses[step.status] += 1
         if step.status == "merged":
             staleness.append(step.staleness)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streaming_vb.streaming.ledger import Ledger
-from streaming_vb.streaming.run import remaining
+from streaming_vb.streaming.prepared import remaining
 from streaming_vb.types import Moments, NaturalParameters, Source
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from streaming_vb.models.vae import VAE as VAE
     from streaming_vb.sources.arrays import ArraySource as ArraySource
     from streaming_vb.sources.binarized import BinarizedSource as BinarizedSource
-    from streaming_vb.streaming.run import Settings as Settings
     from streaming_vb.streaming.run import Step as Step
     from streaming_vb.streaming.run import run as run
+    from streaming_vb.streaming.settings import Settings as Settings
     from streaming_vb.streaming.snapshot import load as load
     from streaming_vb.streaming.snapshot import save as save
 
@@ -44,7 +44,7 @@ _HOMES = {
     "Normal": "likelihoods.normal",
     "Poisson": "likelihoods.poisson",
     "Progressive": "evaluation.progressive",
-    "Settings": "streaming.run",
+    "Settings": "streaming.settings",
     "Step": "streaming.run",
     "TwoLayerVAE": "models.two_layer_vae",
     "VAE": "models.vae",

@@ -6,7 +6,7 @@ from typing import Any
 
 from streaming_vb.errors import ConfigError
 
-ENGINES = ("inline", "simulated", "ray")
+ENGINES = ("inline", "simulated", "processes", "ray")
 
 PRIMITIVES = {
     "natural-gradient": "streaming_vb.inference.natural_gradient:build",

@@ -9,7 +9,7 @@ from streaming_vb.cli import output
 from streaming_vb.cli.chosen_fit import ChosenFit
 from streaming_vb.cli.chosen_model import ChosenModel
 from streaming_vb.cli.job import Job, execute
-from streaming_vb.streaming.run import Settings
+from streaming_vb.streaming.settings import Settings
 
 RECORDS = 150_000
 """About 90 passes over the digits, each binarized afresh: the ELBO has levelled off."""
@@ -28,6 +28,7 @@ def demo(
         data="digits",
         data_dir=None,
         run_dir=run_dir,
+        start_from=None,
         engine="inline",
         workers=1,
         address=None,

@@ -9,7 +9,7 @@ from streaming_vb.cli import output
 from streaming_vb.cli.chosen_fit import ChosenFit
 from streaming_vb.cli.chosen_model import ChosenModel
 from streaming_vb.cli.job import Job, execute
-from streaming_vb.streaming.run import Settings
+from streaming_vb.streaming.settings import Settings
 
 _DEFAULT = Settings()
 
@@ -32,7 +32,11 @@ def fit(
     ] = None,
     workers: Annotated[int, Option(help="Fits in flight at most")] = 1,
     engine: Annotated[
-        str, Option(help="inline (this process), simulated (workers under a virtual clock), ray (processes, machines)")
+        str,
+        Option(
+            help="inline (this process), simulated (workers under a virtual clock), processes (this machine's cores), "
+            "ray (machines)"
+        ),
     ] = "inline",
     mode: Annotated[
         str, Option(help="async (merge on arrival) or ordered (fixed rounds: the same bits for any number of workers)")
@@ -43,6 +47,19 @@ def fit(
     run_dir: Annotated[
         Path | None, Option(help="Where everything is kept; the same command resumes. [default: runs/DATA-1, -2, ...]")
     ] = None,
+    start_from: Annotated[
+        Path | None,
+        Option(help="Posterior, or run directory, that a new run starts from: yesterday's posterior is today's prior"),
+    ] = None,
+    keep_deltas: Annotated[
+        bool, Option("--keep-deltas", help="Keep every delta in the journal, so that unlearn can take it out again")
+    ] = False,
+    bad_records: Annotated[
+        str, Option(help="A record that cannot be scored: stop, or set-aside (leave it out; the ledger names it)")
+    ] = _DEFAULT.bad_records,
+    audit: Annotated[
+        float, Option(help="Share of the intervals fitted by two workers, which must agree in every bit")
+    ] = _DEFAULT.audit,
     seed: Annotated[int, Option(help="All randomness is a function of it")] = _DEFAULT.seed,
     primitive: Annotated[
         str, Option(help="Local fit: natural-gradient, kronecker (for large minibatches) or adam")
@@ -117,11 +134,15 @@ def fit(
         share=share,
         round_size=round_size,
         forgetting=forgetting,
+        bad_records=bad_records,
+        audit=audit,
+        keep_deltas=keep_deltas,
     )
     job = Job(
         data=data,
         data_dir=data_dir,
         run_dir=run_dir,
+        start_from=start_from,
         engine=engine,
         workers=workers,
         address=address,

@@ -20,8 +20,9 @@ from streaming_vb.errors import ConfigError, MissingExtra
 from streaming_vb.evaluation.progressive import Progressive
 from streaming_vb.streaming import run as streaming
 from streaming_vb.streaming.engines import Engine
-from streaming_vb.streaming.run import Prepared, Settings
-from streaming_vb.streaming.snapshot import posterior_sha256
+from streaming_vb.streaming.prepared import Prepared, prepare
+from streaming_vb.streaming.settings import Settings
+from streaming_vb.streaming.snapshot import POSTERIOR_FILE, posterior_sha256
 from streaming_vb.types import Array, Source
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Job:
     data: str
     data_dir: Path | None
     run_dir: Path | None
+    start_from: Path | None
     engine: str
     workers: int
     address: str | None
@@ -64,6 +66,7 @@ def execute(job: Job, output: Output) -> None:
     assert prepared.run_dir is not None
     run_directory.write_config(prepared.run_dir, _config(job, prepared))
     engine = _engine(job, prepared, output)
+    _greet(prepared, engine, output)
     seconds = _stream(job, prepared, engine, output)
     values, text = _conclude(job, prepared, engine, dataset, seconds)
     output.result(values, text)
@@ -79,7 +82,8 @@ def _check(job: Job) -> None:
     if job.engine == "inline" and job.workers > 1:
         raise ConfigError(
             f"--engine inline means one worker, got --workers {job.workers}. "
-            "Type --engine ray (several processes) or --engine simulated (a virtual clock in this process)"
+            "Type --engine processes (on this machine), --engine ray (on a cluster) or --engine simulated (a virtual "
+            "clock in this process)"
         )
     if job.address is not None and job.engine != "ray":
         raise ConfigError(f"--address {job.address} needs a cluster. Type --engine ray with it")
@@ -103,16 +107,23 @@ def _prepare(job: Job, dataset: "Dataset", output: Output) -> Prepared:
     model = job.model.build(dataset.train.shape[1], dataset.shape)
     primitive = job.fit.build(model, settings.batch_size)
     directory = job.run_dir or run_directory.next_free(Path(job.data).name.split(".")[0])
-    prepared = streaming.prepare(model, source, settings, primitive=primitive, run_dir=directory)
+    prepared = prepare(model, source, settings, primitive=primitive, run_dir=directory, start_from=job.start_from)
     objective = str(prepared.identity["objective"])
     if "not the ELBO" in objective:
         output.say(f"what is trained is {objective}; every figure shown is the ELBO all the same")
-    state = prepared.server_state
-    if state.version:
-        output.say(f"resumed at version {state.version:,}, {state.num_records:,} records")
-        if state.ledger.num_covered >= settings.records:
-            output.say(f"nothing left to stream: --records is {settings.records:,}. Raise it to go on")
     return prepared
+
+
+def _greet(prepared: Prepared, engine: Engine, output: Output) -> None:
+    """Say where a run goes on, and what recovery found."""
+    position = engine.position()
+    for note in position.notes:
+        output.say(note)
+    if position.version:
+        output.say(f"goes on at version {position.version:,}, {position.num_records:,} records")
+    covered = position.merged.num_covered(prepared.local_update.source.fingerprint)
+    if prepared.settings.records is not None and covered >= prepared.settings.records:
+        output.say(f"nothing left to stream: --records is {prepared.settings.records:,}. Raise it to go on")
 
 
 def _config(job: Job, prepared: Prepared) -> dict[str, Any]:
@@ -125,22 +136,24 @@ def _config(job: Job, prepared: Prepared) -> dict[str, Any]:
 
 
 def _engine(job: Job, prepared: Prepared, output: Output) -> Engine:
+    if job.engine == "processes":
+        return streaming.in_processes(prepared, job.workers)
     if job.engine != "ray":
         return streaming.in_process(prepared, job.workers)
     try:
-        from workers.ray_engine import RayEngine
+        from workers import ray_transport
     except ImportError:
         raise MissingExtra("--engine ray needs Ray. Type pip install 'streaming-vb[ray]'") from None
     where = f"the cluster at {job.address}" if job.address else "a local Ray"
     output.say(f"starting {job.workers} worker{'s' * (job.workers > 1)} on {where}")
-    return RayEngine(prepared, job.workers, job.address)
+    return ray_transport.engine(prepared, job.workers, job.address)
 
 
 def _stream(job: Job, prepared: Prepared, engine: Engine, output: Output) -> float:
     """Run to the end; returns the seconds since the workers were up."""
-    steps = streaming.record(streaming.drive(prepared.scheduler(job.workers), engine), engine, prepared)
+    steps = streaming.stream(prepared, engine, job.workers)
     assert prepared.settings.records is not None
-    output.begin(prepared.settings.records, prepared.server_state.num_records)
+    output.begin(prepared.settings.records, engine.position().num_records)
     before = signal.signal(signal.SIGTERM, _interrupt)
     started = time.perf_counter()
     try:
@@ -167,8 +180,8 @@ def _stopped(prepared: Prepared, engine: Engine, output: Output) -> typer.Exit:
     values = {"event": "stopped", "version": state.version, "records": state.num_records, "run_dir": str(directory)}
     output.result(
         {**values, "resume": command},
-        f"stopped at version {state.version:,}, {state.num_records:,} records; saved {directory}/"
-        f"{streaming.POSTERIOR_FILE}\ngo on    {command}",
+        f"stopped at version {state.version:,}, {state.num_records:,} records; saved {directory}/{POSTERIOR_FILE}\n"
+        f"go on    {command}",
     )
     return typer.Exit(STOPPED)
 
@@ -188,7 +201,7 @@ def _conclude(
     rows = run_directory.read_metrics(directory)
     drawn = pictures.draw(directory, model, served, dataset, x, rows, estimate.mean)
     usage = engine.usage()
-    num_new = state.num_records - prepared.server_state.num_records
+    num_new = state.num_records - engine.position().num_records
     parallelism = usage.busy / usage.elapsed if usage.elapsed else 0.0
     values = {
         "event": "done",
@@ -197,7 +210,7 @@ def _conclude(
         "workers": job.workers,
         "records": state.num_records,
         "version": state.version,
-        "set_aside": sum(entry.num_records for entry in state.ledger.set_aside),
+        "set_aside": state.ledger.num_set_aside,
         "elbo_progressive": _progressive(rows),
         "elbo_heldout": estimate.mean,
         "elbo_heldout_se": estimate.standard_error,
@@ -238,7 +251,7 @@ def _summary(values: Mapping[str, Any], num_held_out: int, drawn: str) -> str:
             f"done       {values['records']:,} records, each counted once{aside}; {speed}",
             f"held out   ELBO {values['elbo_heldout']:.2f} +- {values['elbo_heldout_se']:.2f} nats per record "
             f"({num_held_out:,} records, at the posterior mean)",
-            f"posterior  {directory}/{streaming.POSTERIOR_FILE}",
+            f"posterior  {directory}/{POSTERIOR_FILE}",
             drawn,
             f"next       streaming-vb evaluate {directory}    streaming-vb sample {directory}",
             "           streaming-vb fit --help",

@@ -27,7 +27,8 @@ from streaming_vb.objectives import elbo
 from streaming_vb.reproduce import training
 from streaming_vb.reproduce.images import HELD_OUT_SEED, Images
 from streaming_vb.seeding import torch_generator
-from streaming_vb.streaming.run import Settings, Step, run
+from streaming_vb.streaming.run import Step, run
+from streaming_vb.streaming.settings import Settings
 
 Course = Iterator[Callable[[], Weights]]
 """One item per minibatch learned; called before the next, it gives the mean weights of that moment."""

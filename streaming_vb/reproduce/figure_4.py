@@ -19,7 +19,8 @@ from streaming_vb.reproduce import courses
 from streaming_vb.reproduce.courses import Bound, Course, measure
 from streaming_vb.reproduce.images import Images
 from streaming_vb.reproduce.outcome import Outcome, Progress
-from streaming_vb.streaming.run import Settings, default_primitive
+from streaming_vb.streaming.prepared import default_primitive
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.types import Array
 
 BATCH_SIZE = 100

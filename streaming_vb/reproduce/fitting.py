@@ -7,7 +7,8 @@ from streaming_vb.layers.layout import Weights
 from streaming_vb.models.vae import VAE
 from streaming_vb.reproduce.images import Images
 from streaming_vb.reproduce.outcome import Progress
-from streaming_vb.streaming.run import Settings, run
+from streaming_vb.streaming.run import run
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.types import NaturalParameters, Primitive
 
 if TYPE_CHECKING:

@@ -23,7 +23,9 @@ from streaming_vb.reproduce.images import Images
 from streaming_vb.reproduce.outcome import Outcome, Progress
 from streaming_vb.seeding import numpy_generator
 from streaming_vb.streaming.ledger import Ledger
-from streaming_vb.streaming.run import Settings, drive, in_process, prepare, remaining
+from streaming_vb.streaming.prepared import prepare, remaining
+from streaming_vb.streaming.run import drive, in_process
+from streaming_vb.streaming.settings import Settings
 
 SEED = 0
 BATCH_SIZE = 100
@@ -114,7 +116,7 @@ def asynchronous(model: VAE, images: Images, size: Size, workers: int) -> Iterat
     )
     prepared = prepare(model, images.stream(size.records, SEED), settings)
     engine = in_process(prepared, workers)
-    for step in drive(prepared.scheduler(workers), engine):
+    for step in drive(prepared.scheduler(workers, engine.position()), engine):
         yield Moment(step.records, engine.usage().elapsed, partial(courses.served_mean, model, step))
 
 

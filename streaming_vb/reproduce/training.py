@@ -9,7 +9,7 @@ from torch import Tensor
 
 from streaming_vb.models.neural import Minibatch, NeuralModel
 from streaming_vb.streaming.ledger import Ledger
-from streaming_vb.streaming.run import remaining
+from streaming_vb.streaming.prepared import remaining
 from streaming_vb.types import Source
 
 

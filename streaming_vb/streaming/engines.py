@@ -5,7 +5,11 @@ bit for bit, because a seeded clock decides who finishes when (a fit of n miniba
 """
 
 import heapq
+import logging
+import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,9 +18,11 @@ from streaming_vb.errors import NumericalError
 from streaming_vb.seeding import numpy_generator
 from streaming_vb.streaming.local_update import LocalUpdate
 from streaming_vb.streaming.merge import ServerState
+from streaming_vb.streaming.patience import until_there_is_space
 from streaming_vb.streaming.scheduler import (
     Action,
     Answered,
+    Drop,
     Event,
     FitDone,
     FitFailed,
@@ -26,7 +32,10 @@ from streaming_vb.streaming.scheduler import (
     WorkerReady,
 )
 from streaming_vb.streaming.server import Server
-from streaming_vb.types import Delta, Interval, Lease, Snapshot
+from streaming_vb.streaming.transport import Position
+from streaming_vb.types import Delta, Interval, Lease, Receipt, Snapshot
+
+logger = logging.getLogger(__name__)
 
 
 class Usage(NamedTuple):
@@ -43,6 +52,9 @@ class Usage(NamedTuple):
 
 class Engine(Protocol):
     """Runs fits somewhere, and one server."""
+
+    def position(self) -> Position:
+        """Where the run stood when the engine opened it."""
 
     def perform(self, action: Action) -> None:
         """Begin what the scheduler asks for."""
@@ -77,27 +89,32 @@ class InProcess:
     def __init__(self, local_update: LocalUpdate, server: Server, *, workers: int, seed: int, batch_size: int) -> None:
         self._local_update, self._server = local_update, server
         self._batch_size = batch_size
+        self._position = server.position()
         self._clock = numpy_generator(seed, "virtual clock", server.published().version)
         self._now = self._busy = 0.0
-        self._snapshot = server.publish()
+        self._is_closed = False
         self._running: list[tuple[float, int, Lease, Snapshot]] = []
         self._deltas: dict[Interval, Delta] = {}
         self._scores: dict[Interval, float] = {}
         self._events: deque[Event] = deque(WorkerReady(worker) for worker in range(workers))
 
+    def position(self) -> Position:
+        """Where the run stood when the engine opened it."""
+        return self._position
+
     def perform(self, action: Action) -> None:
         """Begin a fit, or push at once."""
         match action:
             case StartFit(worker, lease):
-                self._start(worker, lease)
+                self._start(worker, replace(lease, generation=self._position.generation))
             case Push(lease, publish, oldest_base):
                 delta = self._deltas.pop(lease.interval)
                 self._scores[lease.interval] = delta.fit.elbo
-                receipt = self._server.push(delta, oldest_base)
-                self._answer(Answered(lease.interval, receipt), publish)
+                self._send(lease.interval, lambda: self._server.push(delta, oldest_base=oldest_base, publish=publish))
             case PutAside(interval, num_records, reason, publish):
-                receipt = self._server.set_aside(interval, num_records, reason)
-                self._answer(Answered(interval, receipt), publish)
+                self._send(interval, lambda: self._server.set_aside(interval, num_records, reason, publish=publish))
+            case Drop(interval):
+                del self._deltas[interval]
 
     def next_event(self) -> Event:
         """The next event of the virtual clock; a fit is computed when it ends."""
@@ -123,16 +140,22 @@ class InProcess:
         return Usage(self._busy, self._now)
 
     def close(self) -> list[Answered]:
-        """Nothing to release, and nothing happens here unasked."""
+        """Save the posterior; nothing happens here unasked."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._server.close()
         return []
 
     def _start(self, worker: int, lease: Lease) -> None:
         steps = np.ceil((lease.interval.stop - lease.interval.start) / self._batch_size)
         duration = steps * self._clock.uniform(0.8, 1.2)
         self._busy += duration
-        heapq.heappush(self._running, (self._now + duration, worker, lease, self._snapshot))
+        snapshot = self._server.snapshot(lease.base_version)
+        assert snapshot is not None
+        heapq.heappush(self._running, (self._now + duration, worker, lease, snapshot))
 
-    def _answer(self, event: Answered, publish: bool) -> None:
-        if publish and event.receipt.status != "rejected":
-            self._snapshot = self._server.publish()
-        self._events.append(event)
+    def _send(self, interval: Interval, push: Callable[[], Receipt]) -> None:
+        """Push, make it durable, and take the answer."""
+        receipt = until_there_is_space(push, logger.warning, time.sleep)
+        self._server.commit()
+        self._events.append(Answered(interval, receipt))

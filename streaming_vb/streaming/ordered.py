@@ -28,7 +28,7 @@ from streaming_vb.types import Interval, Lease, Receipt
 
 
 class Ordered:
-    """K = min(round_size, 1 + floor(N / ramp)) never depends on the number of workers, so the posterior does not either,
+    """K = min(round_size, 1 + floor(N / ramp)) never depends on the number of workers, so neither does the posterior,
     to the bit. The fit state after a round is the mean over its fits (weight 1/i for the i-th).
 
     Args:
@@ -142,7 +142,7 @@ class Ordered:
         parts = around(task.interval, record)
         at = self._round.index(task.interval)
         self._round.remove(task.interval)
-        for part in reversed(sorted([*parts, record])):
+        for part in sorted([*parts, record], reverse=True):
             self._round.insert(at, part)
         for part in reversed(parts):
             self._waiting.appendleft((Task(part), replace(lease, interval=part)))

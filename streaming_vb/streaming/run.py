@@ -1,35 +1,39 @@
 """The recursion as a generator: one `Step` per merge. The caller prints, plots and stops; there is no trainer and no
 callback.
 
-`prepare` builds what every engine needs from a model, a source and settings; `drive` runs a scheduler on an engine;
-`record` keeps a run directory. `run` is the three together in one process; `workers.asynchronous.run` is the same on
-Ray.
+`prepare` (in `prepared.py`) builds what every engine needs from a model, a source and settings; `drive` runs a
+scheduler on an engine; `record` keeps the metrics of a run directory, whose posterior the server keeps. `run` is all of
+it in one process; `run_processes` and `workers.asynchronous.run` are the same on several.
 """
 
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from streaming_vb import seeding
-from streaming_vb.errors import ConfigError, ResumeMismatch
-from streaming_vb.streaming import forgetting, snapshot
+from streaming_vb.errors import ConfigError
+from streaming_vb.failpoints import reach
+from streaming_vb.streaming import driver_file
 from streaming_vb.streaming.engines import Engine, InProcess
 from streaming_vb.streaming.ledger import Ledger
-from streaming_vb.streaming.local_update import LocalUpdate
-from streaming_vb.streaming.merge import MergeRule, ServerState
-from streaming_vb.streaming.scheduler import Answered, Asynchronous, Ordered, Scheduler, StartFit
-from streaming_vb.streaming.server import Server
+from streaming_vb.streaming.merge import ServerState
+from streaming_vb.streaming.patience import until_there_is_space
+from streaming_vb.streaming.prepared import Prepared, prepare
+from streaming_vb.streaming.processes import ProcessTransport
+from streaming_vb.streaming.remote_engine import RemoteEngine
+from streaming_vb.streaming.scheduler import Answered, Scheduler, StartFit
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.types import Interval, Model, Primitive, Source
 
-POSTERIOR_FILE = "posterior.safetensors"
+logger = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
-SAVE_EVERY = 30.0
-"""Seconds between saves of the posterior while a run goes on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +89,7 @@ def run(
     workers: int = 1,
     primitive: Primitive | None = None,
     run_dir: Path | str | None = None,
+    start_from: Path | str | None = None,
 ) -> Iterator[Step]:
     """Stream a source through a model in this process; yields one `Step` per merge.
 
@@ -94,11 +99,15 @@ def run(
         settings: see `Settings`.
         workers: 1 is the inline engine; more are simulated under a virtual clock, with real staleness.
         primitive: the local fit; by default natural gradient for neural models, closed form for conjugate ones.
-        run_dir: posterior and metrics are kept there; the same call on the same directory resumes.
+        run_dir: posterior, journal and metrics are kept there: a merge that was yielded is on the disk, and the same
+            call on the same directory goes on, whatever ended the one before. None keeps the run in memory.
+        start_from: posterior file, or run directory, that a new run starts from.
 
     Raises:
         ConfigError: a setting is out of range.
         ResumeMismatch: the run directory was made with other settings.
+        RunInUse: another process writes the run directory.
+        IntegrityError: what is in the run directory is corrupt.
         SourceError: the data cannot be read or scored.
 
     >>> import numpy as np
@@ -113,27 +122,58 @@ def run(
     >>> step.state().posterior["precision_mean"].round(6)
     array([7500.])
     """
-    if workers < 1:
-        raise ConfigError(f"--workers must be at least 1, got {workers}")
-    prepared = prepare(model, source, settings, primitive=primitive, run_dir=run_dir)
-    engine = in_process(prepared, workers)
-    return record(drive(prepared.scheduler(workers), engine), engine, prepared)
+    _require_workers(workers)
+    prepared = prepare(model, source, settings, primitive=primitive, run_dir=run_dir, start_from=start_from)
+    return stream(prepared, in_process(prepared, workers), workers)
+
+
+def run_processes(
+    model: Model,
+    source: Source,
+    settings: Settings = Settings(),
+    *,
+    workers: int = 2,
+    primitive: Primitive | None = None,
+    run_dir: Path | str | None = None,
+    start_from: Path | str | None = None,
+) -> Iterator[Step]:
+    """As `run`, with the server and each worker in a process of its own, on this machine. They are up when this
+    returns, and a process that dies is replaced.
+
+    Raises:
+        ClusterError: the processes do not start, or the server died and there is no run directory.
+        StreamingVBError: as for `run`.
+    """
+    _require_workers(workers)
+    prepared = prepare(model, source, settings, primitive=primitive, run_dir=run_dir, start_from=start_from)
+    return stream(prepared, in_processes(prepared, workers), workers)
 
 
 def in_process(prepared: Prepared, workers: int) -> InProcess:
     """The engine of one process."""
     return InProcess(
         prepared.local_update,
-        Server(prepared.server_state, prepared.rule),
+        prepared.open_server(),
         workers=workers,
         seed=prepared.settings.seed,
         batch_size=prepared.settings.batch_size,
     )
 
 
+def in_processes(prepared: Prepared, workers: int) -> RemoteEngine:
+    """The engine of several processes on this machine."""
+    transport = ProcessTransport(prepared, workers)
+    return RemoteEngine(transport, workers, is_durable=prepared.run_dir is not None)
+
+
+def stream(prepared: Prepared, engine: Engine, workers: int) -> Iterator[Step]:
+    """Run to the end on an engine that has opened the run, and keep the run directory."""
+    scheduler = prepared.scheduler(workers, engine.position())
+    return record(drive(scheduler, engine), engine, prepared)
+
+
 def drive(scheduler: Scheduler, engine: Engine) -> Iterator[Step]:
     """Run a scheduler on an engine to its end; yields one `Step` per answer of the server."""
-    records = engine.state().num_records
     while not scheduler.finished:
         event = engine.next_event()
         actions = scheduler.handle(event)
@@ -143,18 +183,14 @@ def drive(scheduler: Scheduler, engine: Engine) -> Iterator[Step]:
             if isinstance(action, StartFit):
                 engine.perform(action)
         if isinstance(event, Answered) and event.receipt.status != "duplicate":
-            yield _step(event, records, engine)
-            records = event.receipt.num_records
+            yield _step(event, engine)
         for action in actions:
             if not isinstance(action, StartFit):
                 engine.perform(action)
 
 
 def record(steps: Iterator[Step], engine: Engine, prepared: Prepared) -> Iterator[Step]:
-    """Pass steps on, and close the engine when the caller stops for any reason.
-
-    Where the run has a directory, posterior and metrics are kept there: every 30 s, and at the end.
-    """
+    """Pass steps on, write a row of metrics for each, and close the engine when the caller stops for any reason."""
     directory = prepared.run_dir
     if directory is None:
         try:
@@ -162,33 +198,39 @@ def record(steps: Iterator[Step], engine: Engine, prepared: Prepared) -> Iterato
         finally:
             engine.close()
         return
-    directory.mkdir(parents=True, exist_ok=True)
     metrics = directory / METRICS_FILE
-    _drop_lost_rows(metrics, prepared.server_state.ledger)
-    saved, records = time.monotonic(), prepared.server_state.num_records
-    with open(metrics, "a", buffering=1) as file:
+    try:
+        driver_file.write(directory)
+        _drop_lost_rows(metrics, prepared.local_update.source.fingerprint, engine.position().merged)
+    except BaseException:
+        engine.close()
+        raise
+    with open(metrics, "ab", buffering=0) as file:
         try:
             for step in steps:
-                file.write(json.dumps(step.row()) + "\n")
-                records = step.records
-                if time.monotonic() - saved > SAVE_EVERY:
-                    snapshot.save(directory / POSTERIOR_FILE, engine.state(), prepared.identity)
-                    saved = time.monotonic()
+                _append(file, step.row())
+                reach("D3")
                 yield step
         finally:
+            reach("D4")
             for event in engine.close():  # merged, and not yet seen when the caller stopped
-                file.write(json.dumps(_step(event, records, engine).row()) + "\n")
-                records = event.receipt.num_records
-            snapshot.save(directory / POSTERIOR_FILE, engine.state(), prepared.identity)
+                if event.receipt.status in ("merged", "set-aside"):
+                    _append(file, _step(event, engine).row())
+            driver_file.remove(directory)
 
 
-def _step(event: Answered, records_before: int, engine: Engine) -> Step:
+def _require_workers(workers: int) -> None:
+    if workers < 1:
+        raise ConfigError(f"--workers must be at least 1, got {workers}")
+
+
+def _step(event: Answered, engine: Engine) -> Step:
     receipt = event.receipt
     elbo = engine.score(event.interval) if receipt.status == "merged" else math.nan
     return Step(
         receipt.status,
         event.interval,
-        receipt.num_records - records_before,
+        receipt.num_new,
         receipt.version,
         receipt.num_records,
         elbo,
@@ -200,31 +242,29 @@ def _step(event: Answered, records_before: int, engine: Engine) -> Step:
     )
 
 
-def _resumed(directory: Path | None, identity: Mapping[str, Any]) -> ServerState | None:
-    if directory is None or not (directory / POSTERIOR_FILE).exists():
-        return None
-    state, settings, *_ = snapshot.load(directory / POSTERIOR_FILE)
-    plain = json.loads(json.dumps(identity))
-    for name in sorted(settings.keys() | plain.keys()):
-        if settings.get(name) != plain.get(name):
-            raise ResumeMismatch(
-                f"{directory} was made with {name} = {settings.get(name)}, now {name} = {plain.get(name)}. "
-                "Use the settings of that run, or another --run-dir"
-            )
-    return state
+def _append(file: FileIO, row: dict[str, Any]) -> None:
+    """Write a row, however long the disk is full."""
+    rest = json.dumps(row).encode() + b"\n"
+    while rest:
+        rest = rest[until_there_is_space(lambda: file.write(rest), logger.warning, time.sleep) :]  # noqa: B023
 
 
-def _drop_lost_rows(metrics: Path, ledger: Ledger) -> None:
-    """Intervals whose merge was lost with a killed process are leased again; their rows would stand there twice."""
+def _drop_lost_rows(metrics: Path, source: str, ledger: Ledger) -> None:
+    """Rows of a process that was killed: the last one may be half a line, and after a power cut rows may be there whose
+    merge is not; their intervals are leased again, and would stand there twice."""
     if not metrics.exists():
         return
+    before = metrics.read_text()
     kept = []
-    for line in metrics.read_text().splitlines():
+    for line in before.splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:  # the last line of a killed process
             continue
-        interval = Interval(ledger.source, row["partition"], row["start"], row["stop"])
-        if not any(ledger.uncovered(interval)):
+        if not any(ledger.uncovered(Interval(source, row["partition"], row["start"], row["stop"]))):
             kept.append(line + "\n")
-    metrics.write_text("".join(kept))
+    after = "".join(kept)
+    if after != before:
+        temporary = metrics.with_name(f".{metrics.name}.tmp")
+        temporary.write_text(after)
+        os.replace(temporary, metrics)

@@ -34,7 +34,7 @@ class Screening:
 
         >>> from streaming_vb.types import Fit, Interval, Lease, NaturalParameters
         >>> lease = Lease(Interval("s", "p", 0, 10), 0, 0, 1.0, 1.0, generation=3)
-        >>> Screening().of_message(Delta("run", lease, Fit(NaturalParameters({}), {}, 0.0), 10), range(4, 6))
+        >>> Screening().of_message(Delta("run", lease, Fit(NaturalParameters({}), {}, 0.0), 10), range(4, 5))
         'p[0:10]: leased in generation 3, this run is in 4; an earlier driver handed it out'
         """
         lease, size = delta.lease, len(delta.lease.interval)
@@ -44,7 +44,7 @@ class Screening:
                 "an earlier driver handed it out"
             )
         num_bad = sum(entry.num_records for entry in delta.bad_records)
-        if not (0 < delta.num_records and delta.num_records + num_bad <= size):
+        if not (delta.num_records > 0 and delta.num_records + num_bad <= size):
             return f"{lease.interval}: {delta.num_records:,} records learned and {num_bad:,} bad of {size:,} positions"
         if any(entry.interval not in lease.interval for entry in delta.bad_records):
             return f"{lease.interval}: bad records outside of it"

@@ -25,7 +25,8 @@ from streaming_vb.sources.binarized import BinarizedSource
 from streaming_vb.streaming import snapshot
 from streaming_vb.streaming.forgetting import Window
 from streaming_vb.streaming.local_update import LocalUpdate
-from streaming_vb.streaming.run import Settings, Step, run
+from streaming_vb.streaming.run import Step, run
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.types import Array, Fit, FitState, Interval, Lease, Moments, Records, Snapshot
 
 MODEL = MLP(2, hidden=(3,), estimator=mean)

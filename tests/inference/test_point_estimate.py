@@ -13,7 +13,8 @@ from streaming_vb.layers import estimators
 from streaming_vb.models.vae import VAE
 from streaming_vb.sources.arrays import ArraySource
 from streaming_vb.sources.binarized import BinarizedSource
-from streaming_vb.streaming.run import Settings, run
+from streaming_vb.streaming.run import run
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.types import Fit
 
 every_primitive = pytest.mark.parametrize(

@@ -112,13 +112,12 @@ def test_a_delta_of_another_run_is_refused(example: Example) -> None:
 
 
 @every_family
-def test_a_delta_of_another_source_is_refused(example: Example) -> None:
+def test_the_same_positions_of_another_source_are_other_records(example: Example) -> None:
     family, _, other = example
     after = merged_with(example)[2]
-    again, receipt = MergeRule(family, Nothing())(after, delta_of(other.arrays, 10, 20, source="elsewhere"))
-    assert again is after
-    assert receipt.status == "rejected"
-    assert "elsewhere" in receipt.reason
+    both, receipt = MergeRule(family, Nothing())(after, delta_of(other.arrays, 0, 10, source="elsewhere"))
+    assert (receipt.status, receipt.num_new) == ("merged", 10)
+    assert both.ledger.num_covered() == 20
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -17,7 +17,8 @@ from streaming_vb.models.convolutional_vae import ConvolutionalVAE
 from streaming_vb.objectives import Elbo
 from streaming_vb.sources.arrays import ArraySource
 from streaming_vb.sources.binarized import BinarizedSource
-from streaming_vb.streaming.run import Settings, run
+from streaming_vb.streaming.run import run
+from streaming_vb.streaming.settings import Settings
 
 SIZES = [(8, 8), (28, 28), (7, 9), (5, 6), (1, 1)]
 

@@ -22,7 +22,8 @@ from streaming_vb.models.linear_regression import LinearRegression
 from streaming_vb.models.mlp import MLP
 from streaming_vb.sources.arrays import ArraySource
 from streaming_vb.streaming.merge import ServerState
-from streaming_vb.streaming.run import Settings, run
+from streaming_vb.streaming.run import run
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.types import Array, Interval, Model, Moments, Primitive, Records
 
 COEFFICIENTS, INTERCEPT, SCALE = np.array([0.9, -0.6, 0.3]), 0.4, 0.5

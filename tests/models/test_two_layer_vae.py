@@ -21,7 +21,8 @@ from streaming_vb.models.two_layer_vae import TwoLayerVAE
 from streaming_vb.objectives import elbo, importance_weighted
 from streaming_vb.sources.arrays import ArraySource
 from streaming_vb.sources.binarized import BinarizedSource
-from streaming_vb.streaming.run import Settings, run
+from streaming_vb.streaming.run import run
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.types import Records
 
 MODEL = two_layer_vae.example()

@@ -13,7 +13,9 @@ from streaming_vb.models.vae import VAE
 from streaming_vb.sources.arrays import ArraySource
 from streaming_vb.sources.binarized import BinarizedSource
 from streaming_vb.sources.integers import IntegerSource
-from streaming_vb.streaming.run import Settings, Step, drive, in_process, prepare, run
+from streaming_vb.streaming.prepared import prepare
+from streaming_vb.streaming.run import Step, drive, in_process, run
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.streaming.snapshot import posterior_sha256
 
 PER_PARTITION = 95
@@ -36,7 +38,7 @@ def elapsed(workers: int, mode: str = "async") -> tuple[float, float]:
     """Busy and elapsed time of a run, in virtual minibatches."""
     prepared = prepare(LedgerModel(), INTEGERS, Settings(**{**TENS, "mode": mode}))
     engine = in_process(prepared, workers)
-    list(drive(prepared.scheduler(workers), engine))
+    list(drive(prepared.scheduler(workers, engine.position()), engine))
     return engine.usage()
 
 
@@ -46,7 +48,7 @@ def test_every_record_is_counted_exactly_once(mode: str, workers: int) -> None:
     steps = steps_of(LedgerModel(), INTEGERS, workers, mode=mode)
     state = steps[-1].state()
     assert state.posterior["sum"].tolist() == expected_sums(list(INTEGERS.intervals({}, 10)), PER_PARTITION)
-    assert state.num_records == state.ledger.num_covered == sum(step.num_new for step in steps) == 2 * PER_PARTITION
+    assert state.num_records == state.ledger.num_covered() == sum(step.num_new for step in steps) == 2 * PER_PARTITION
     assert [step.version for step in steps] == list(range(1, len(steps) + 1))
 
 
@@ -131,7 +133,7 @@ def test_a_fit_that_is_never_finite_is_set_aside_and_the_rest_is_learned(mode: s
     (aside,) = steps[-1].state().ledger.set_aside
     assert (aside.interval.start, aside.num_records) == (20, 10)
     assert "not finite" in aside.reason
-    assert steps[-1].state().ledger.num_covered == 50
+    assert steps[-1].state().ledger.num_covered() == 50
 
 
 @every_mode

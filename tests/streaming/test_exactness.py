@@ -12,8 +12,9 @@ from streaming_vb.models.linear_regression import LinearRegression
 from streaming_vb.sources.arrays import ArraySource
 from streaming_vb.streaming.forgetting import Nothing
 from streaming_vb.streaming.merge import MergeRule, ServerState
-from streaming_vb.streaming.run import Settings, run
+from streaming_vb.streaming.run import run
 from streaming_vb.streaming.server import Server
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.types import Array, Delta, Interval, Lease, Moments, Records, Snapshot
 
 NOISE, PRIOR = 0.7, 3.0

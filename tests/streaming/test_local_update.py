@@ -14,7 +14,8 @@ from streaming_vb.seeding import interval_seed
 from streaming_vb.sources.arrays import ArraySource
 from streaming_vb.streaming.forgetting import Window
 from streaming_vb.streaming.local_update import LocalUpdate
-from streaming_vb.streaming.run import Settings, run
+from streaming_vb.streaming.run import run
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.types import Fit, FitState, Lease, Moments, NaturalParameters, Records, Snapshot
 
 FAMILY = MeanFieldNormal()
