@@ -205,11 +205,9 @@ def _array(name: str, part: memoryview, dtype: np.dtype[Any], shape: tuple[int, 
     if dtype.kind == "b" and values.size and values.max() > 1:
         raise WireError(f"message: array {name!r} holds bytes that are no booleans")
     try:
-        array = values.view(dtype).reshape(shape)
+        return values.view(dtype).reshape(shape)
     except ValueError as error:  # no values, and dimensions whose product is too large for NumPy
         raise WireError(f"message: array {name!r} has shape {shape}") from error
-    array.flags.writeable = False
-    return array
 
 
 def _receive(sock: socket.socket, target: memoryview) -> int:
