@@ -1,6 +1,7 @@
 """The driver's logic under every order of events that workers and a server can produce."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable
 from enum import Enum
@@ -10,14 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streaming_vb.streaming.asynchronous import Asynchronous
+from streaming_vb.streaming.ordered import Ordered
 from streaming_vb.streaming.scheduler import (
     MAX_LOSSES,
+    MAX_SEARCHES,
     Action,
     Answered,
-    Asynchronous,
+    DeltaLost,
+    Drop,
     FitDone,
     FitFailed,
-    Ordered,
+    LeaseVoid,
     Push,
     PutAside,
     Scheduler,
@@ -45,9 +50,12 @@ class Mishap(Enum):
     FAILED = "the fit is not finite"
     LOST = "the worker dies"
     REJECTED = "the server refuses the delta"
+    STALE = "the delta comes too late"
+    GONE = "the delta is lost on its way"
+    VOID = "the version that the lease starts from is gone"
 
 
-FINE, FAILED, LOST, REJECTED = Mishap
+FINE, FAILED, LOST, REJECTED, STALE, GONE, VOID = Mishap
 
 
 class World:
@@ -58,6 +66,7 @@ class World:
         workers: how many can come up.
         choose: picks one of the n events that can happen next.
         unlucky: what goes wrong with the next fit or push.
+        poison: positions of records that kill every worker that reads them.
     """
 
     def __init__(
@@ -66,8 +75,9 @@ class World:
         workers: int,
         choose: Callable[[int], int],
         unlucky: Callable[[], Mishap] = lambda: Mishap.FINE,
+        poison: frozenset[int] = frozenset(),
     ) -> None:
-        self.scheduler, self.choose, self.unlucky = scheduler, choose, unlucky
+        self.scheduler, self.choose, self.unlucky, self.poison = scheduler, choose, unlucky, poison
         self.version = self.num_records = self.published = 0
         self.down = set(range(workers))
         self.idle: set[int] = set()
@@ -77,6 +87,8 @@ class World:
         self.answers: list[tuple[Interval, str]] = []
         self.failures: Counter[Interval] = Counter()
         self.losses: Counter[Interval] = Counter()
+        self.deaths = 0
+        self.held: set[Interval] = set()
         self.in_flight: list[tuple[int, int, Lease]] = []
 
     def run(self) -> None:
@@ -104,33 +116,48 @@ class World:
 
     def end_fit(self, worker: int) -> None:
         lease = self.fitting.pop(worker)
-        match self.unlucky():
+        mishap = self.unlucky()
+        if self.poison & set(range(lease.interval.start, lease.interval.stop)):
+            mishap = LOST
+        match mishap:
             case Mishap.FAILED:
                 self.failures[lease.interval] += 1
                 self.idle.add(worker)
                 self.perform(self.scheduler.handle(FitFailed(worker, RECORDS, "not finite")))
             case Mishap.LOST:
                 self.losses[lease.interval] += 1
+                self.deaths += 1
                 self.down.add(worker)
                 self.perform(self.scheduler.handle(WorkerLost(worker)))
+            case Mishap.VOID:
+                self.idle.add(worker)
+                self.perform(self.scheduler.handle(LeaseVoid(worker)))
             case _:
                 self.idle.add(worker)
+                self.held.add(lease.interval)
                 self.perform(self.scheduler.handle(FitDone(worker)))
 
     def answer(self, action: Push | PutAside) -> None:
         interval = action.lease.interval if isinstance(action, Push) else action.interval
         status = "merged" if isinstance(action, Push) else "set-aside"
-        if isinstance(action, Push) and self.unlucky() is REJECTED:
+        mishap = self.unlucky() if isinstance(action, Push) else FINE
+        self.held.discard(interval)
+        if mishap is GONE:
+            self.perform(self.scheduler.handle(DeltaLost(interval)))
+            return
+        is_stale = mishap is STALE and isinstance(self.scheduler, Asynchronous)
+        if mishap is REJECTED or is_stale:
             status = "rejected"
-            self.failures[interval] += 1
+            self.failures[interval] += not is_stale
         else:
             self.answers.append((interval, status))
-        if status == "merged":
-            self.version += 1
-            self.num_records += RECORDS
+        num_new = len(interval) if status == "merged" else 0
+        self.version += num_new > 0
+        self.num_records += num_new
         if action.publish and status != "rejected":
             self.published = self.version
-        receipt = Receipt(status, self.version, self.num_records, 0, 0.0, 0.0, "why" if status != "merged" else "")
+        reason = "why" if status != "merged" else ""
+        receipt = Receipt(status, self.version, num_new, self.num_records, 0, 0.0, 0.0, reason, is_stale)
         self.perform(self.scheduler.handle(Answered(interval, receipt)))
 
     def perform(self, actions: list[Action]) -> None:
@@ -148,6 +175,8 @@ class World:
                     self.unanswered.append(action)
                 case PutAside():
                     self.unanswered.append(action)
+                case Drop(interval):
+                    self.held.remove(interval)
 
 
 class Case(NamedTuple):
@@ -160,9 +189,10 @@ class Case(NamedTuple):
 
 
 @st.composite
-def cases(draw: st.DrawFn, mode: str, mishaps: bool) -> Case:
+def cases(draw: st.DrawFn, mode: str, mishaps: bool, poison: bool = False) -> Case:
     """A run of up to 15 intervals on up to 5 workers, with any order of events."""
     workers, count = draw(st.integers(1, 5)), draw(st.integers(0, 15))
+    killers = draw(st.frozensets(st.integers(0, 15 * RECORDS - 1), max_size=4)) if poison else frozenset[int]()
     ramp = draw(st.sampled_from([0, RAMP]))
     random = draw(st.randoms(use_true_random=False))
     if mode == "async":
@@ -170,9 +200,17 @@ def cases(draw: st.DrawFn, mode: str, mishaps: bool) -> Case:
     else:
         scheduler = Ordered(iter(intervals(count)), round_size=draw(st.integers(1, 5)), ramp=ramp, share=None)
     mishap = draw(st.sampled_from([0.1, 0.5, 0.9])) if mishaps else 0.0
-    kinds = draw(st.sampled_from([[FAILED], [LOST], [REJECTED], [FAILED, LOST, REJECTED]]))
+    kinds = draw(
+        st.sampled_from(
+            [[FAILED], [LOST], [REJECTED], [STALE], [GONE], [VOID], [kind for kind in Mishap if kind is not FINE]]
+        )
+    )
     unlucky = lambda: random.choice(kinds) if random.random() < mishap else FINE  # noqa: E731
-    return Case(World(scheduler, workers, random.randrange, unlucky), intervals(count), workers, ramp)
+    return Case(World(scheduler, workers, random.randrange, unlucky, killers), intervals(count), workers, ramp)
+
+
+def positions(intervals: list[Interval]) -> list[int]:
+    return [position for interval in intervals for position in range(interval.start, interval.stop)]
 
 
 every_mode = pytest.mark.parametrize("mode", ["async", "ordered"])
@@ -184,7 +222,36 @@ every_mode = pytest.mark.parametrize("mode", ["async", "ordered"])
 def test_every_interval_is_answered_exactly_once(mode: str, data: st.DataObject) -> None:
     case = data.draw(cases(mode, mishaps=True))
     case.world.run()
-    assert sorted(interval for interval, _ in case.world.answers) == case.intervals
+    assert sorted(positions([interval for interval, _ in case.world.answers])) == positions(case.intervals)
+    assert not case.world.held, "deltas are kept that nobody asks for"
+
+
+@every_mode
+@given(st.data())
+@settings(max_examples=150)
+def test_records_that_kill_are_set_aside_alone_and_all_others_are_merged(mode: str, data: st.DataObject) -> None:
+    case = data.draw(cases(mode, mishaps=False, poison=True))
+    case.world.run()
+    aside = [interval for interval, status in case.world.answers if status == "set-aside"]
+    killers = case.world.poison & set(positions(case.intervals))
+    assert sorted(positions(aside)) == sorted(killers)
+    assert all(len(interval) == 1 for interval in aside)
+    assert sorted(positions([interval for interval, _ in case.world.answers])) == positions(case.intervals)
+    assert case.world.deaths <= len(killers) * (2 * math.log2(RECORDS) + 2)
+
+
+@given(st.data())
+def test_ordered_merges_around_a_record_that_kills_are_those_of_any_number_of_workers(data: st.DataObject) -> None:
+    killers = data.draw(st.frozensets(st.integers(0, 59), max_size=3))
+    answers = []
+    for workers in (1, 4):
+        random = data.draw(st.randoms(use_true_random=False))
+        scheduler = Ordered(iter(intervals(6)), round_size=3, ramp=0, share=None)
+        world = World(scheduler, workers, random.randrange, poison=killers)
+        world.run()
+        merged = [lease for lease in world.started if (lease.interval, "merged") in world.answers]
+        answers.append((world.answers, sorted(set(merged), key=lambda lease: lease.interval)))
+    assert answers[0] == answers[1]
 
 
 @every_mode
@@ -211,7 +278,7 @@ def test_no_more_fits_are_in_flight_than_were_earned(data: st.DataObject) -> Non
 def test_ordered_merges_come_in_interval_order(data: st.DataObject) -> None:
     case = data.draw(cases("ordered", mishaps=True))
     case.world.run()
-    assert [interval for interval, _ in case.world.answers] == case.intervals
+    assert positions([interval for interval, _ in case.world.answers]) == positions(case.intervals)
 
 
 @given(
@@ -245,16 +312,52 @@ def test_a_lost_fit_is_repeated_with_the_same_lease_in_ordered_mode(data: st.Dat
 
 @every_mode
 @given(st.data())
-def test_an_interval_is_set_aside_after_two_failures_or_three_losses_and_never_before(
+def test_an_interval_is_set_aside_after_two_failures_or_many_losses_and_never_before(
     mode: str, data: st.DataObject
 ) -> None:
     world = data.draw(cases(mode, mishaps=True)).world
     world.run()
     for interval, status in world.answers:
-        gave_up = world.failures[interval] == 2 or world.losses[interval] == MAX_LOSSES
-        assert (status == "set-aside") == gave_up
+        losses = sum(count for lost, count in world.losses.items() if lost in interval or interval in lost)
+        if status == "set-aside":
+            assert world.failures[interval] >= 2 or losses > MAX_LOSSES
         assert world.failures[interval] <= 2
-        assert world.losses[interval] <= MAX_LOSSES
+        assert losses <= (MAX_SEARCHES + 1) * (MAX_LOSSES + math.log2(RECORDS) + 2) * 2
+
+
+def test_an_interval_on_which_workers_die_for_no_record_in_particular_is_set_aside_in_the_end() -> None:
+    (whole,) = intervals(1)
+    world = World(asynchronous(1, workers=1), 1, lambda n: 0)
+    world.unlucky = lambda: LOST if world.started[-1].interval == whole else FINE
+    world.run()
+    assert world.answers == [(whole, "set-aside")]
+    assert world.deaths == MAX_SEARCHES * MAX_LOSSES
+
+
+class LateWorld(World):
+    """The first interval comes too late a number of times; after the second, nothing else may be in flight with it."""
+
+    refusals = 0
+    most = 2
+
+    def answer(self, action: Push | PutAside) -> None:
+        is_late = isinstance(action, Push) and action.lease.interval.start == 0 and self.refusals < self.most
+        if is_late and self.refusals >= 2:
+            assert not self.fitting
+        self.refusals += is_late
+        self.unlucky = lambda: STALE if is_late else FINE
+        super().answer(action)
+        self.unlucky = lambda: FINE
+
+
+@pytest.mark.parametrize("refusals", [2, 3, 7])
+def test_a_fit_that_keeps_coming_too_late_is_in_the_end_the_only_one_in_flight(refusals: int) -> None:
+    order = itertools.cycle([0, 1, 2])
+    world = LateWorld(asynchronous(30, workers=3), 3, lambda n: next(order) % n)
+    world.most = refusals
+    world.run()
+    assert world.refusals == refusals
+    assert sorted(interval for interval, _ in world.answers) == intervals(30)
 
 
 def ordered(count: int, round_size: int, **settings: int) -> Ordered:
@@ -288,7 +391,7 @@ def test_a_rejected_delta_is_fitted_again_on_the_current_version() -> None:
     scheduler = asynchronous(1, workers=1, version=3)
     scheduler.handle(WorkerReady(0))
     scheduler.handle(FitDone(0))
-    (again,) = scheduler.handle(Answered(intervals(1)[0], Receipt("rejected", 5, 50, 0, 0.0, 0.0, "why")))
+    (again,) = scheduler.handle(Answered(intervals(1)[0], Receipt("rejected", 5, 0, 50, 0, 0.0, 0.0, "why")))
     assert isinstance(again, StartFit)
     assert (again.lease.base_version, again.lease.attempt) == (5, 1)
 
@@ -299,7 +402,7 @@ def test_an_idle_worker_that_died_gets_no_lease() -> None:
     scheduler.handle(WorkerReady(1))
     scheduler.handle(WorkerLost(1))
     scheduler.handle(FitDone(0))
-    started = scheduler.handle(Answered(intervals(1)[0], Receipt("merged", 1, 100, 0, 0.0, 0.0)))
+    started = scheduler.handle(Answered(intervals(1)[0], Receipt("merged", 1, 10, 100, 0, 0.0, 0.0)))
     assert [action.worker for action in started if isinstance(action, StartFit)] == [0]
 
 
@@ -308,7 +411,7 @@ def test_a_worker_that_died_while_its_push_was_answered_gets_no_lease() -> None:
     scheduler.handle(WorkerReady(0))
     scheduler.handle(FitDone(0))
     scheduler.handle(WorkerLost(0))
-    assert scheduler.handle(Answered(intervals(1)[0], Receipt("merged", 1, 10, 0, 0.0, 0.0))) == []
+    assert scheduler.handle(Answered(intervals(1)[0], Receipt("merged", 1, 10, 10, 0, 0.0, 0.0))) == []
     assert scheduler.handle(WorkerReady(0)) == [StartFit(0, Lease(intervals(2)[1], 0, 1, 1.0, 1.0))]
 
 
@@ -317,7 +420,7 @@ def test_a_push_names_the_oldest_base_in_flight() -> None:
     scheduler.handle(WorkerReady(0))
     scheduler.handle(WorkerReady(1))
     scheduler.handle(FitDone(0))
-    scheduler.handle(Answered(intervals(1)[0], Receipt("merged", 1, 10, 0, 0.0, 0.0)))
+    scheduler.handle(Answered(intervals(1)[0], Receipt("merged", 1, 10, 10, 0, 0.0, 0.0)))
     (push,) = scheduler.handle(FitDone(0))
     assert isinstance(push, Push)
     assert (push.lease.base_version, push.oldest_base) == (1, 0)
@@ -350,7 +453,7 @@ def test_only_the_last_merge_of_a_round_is_published() -> None:
     assert isinstance(push, Push)
     assert not push.publish
     scheduler.handle(FitDone(0))
-    (last,) = scheduler.handle(Answered(intervals(1)[0], Receipt("merged", 1, 10, 0, 0.0, 0.0)))
+    (last,) = scheduler.handle(Answered(intervals(1)[0], Receipt("merged", 1, 10, 10, 0, 0.0, 0.0)))
     assert isinstance(last, Push)
     assert last.publish
 
