@@ -248,10 +248,14 @@ def _new_digest(dtype: np.dtype[Any], shape: tuple[int, ...]) -> "hashlib._Hash"
 
 def _in_two_threads(function: Callable[[A], B], items: Iterable[A], num_bytes: int) -> list[B]:
     """`function` of every item; hashing releases the interpreter lock, so large ones take half the time."""
-    if num_bytes < 4 * _BLOCK:
-        return list(map(function, items))
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(function, items))
+    items = list(items)
+    if num_bytes >= 4 * _BLOCK:
+        try:
+            with ThreadPoolExecutor(2) as pool:
+                return list(pool.map(function, items))
+        except RuntimeError:  # no thread can be started while the interpreter ends; a last save must still be made
+            pass
+    return list(map(function, items))
 
 
 @contextmanager
@@ -279,10 +283,11 @@ def _header(path: Path, file: File) -> _Header:
     if type(table) is not dict:
         raise _unreadable(path, "its header is JSON of another form")
     description = _description(path, table.pop("__metadata__", None))
-    tensors, position = [], 8 + length
+    data = position = 8 + length
+    tensors = []
     for name, entry in sorted(table.items(), key=_begin):
-        tensor = _tensor(name, entry, position, file.size() - position)
-        if tensor is None:
+        tensor = _tensor(name, entry, data)
+        if tensor is None or tensor.offset != position or tensor.num_bytes > file.size() - position:
             raise _unreadable(path, f"its header does not say where tensor {name} is")
         tensors.append(tensor)
         position += tensor.num_bytes
@@ -299,8 +304,8 @@ def _begin(item: tuple[str, Any]) -> tuple[int, int]:
     return -1, -1
 
 
-def _tensor(name: str, entry: object, position: int, num_left: int) -> _Tensor | None:
-    """The tensor that an entry of the header describes, if it begins at a position and fits in the bytes left."""
+def _tensor(name: str, entry: object, data: int) -> _Tensor | None:
+    """The tensor that an entry of the header describes, if it describes one; tensors begin at byte `data`."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)], **rest} if (
             not rest
@@ -308,8 +313,8 @@ def _tensor(name: str, entry: object, position: int, num_left: int) -> _Tensor |
             and len(shape) <= _MOST_DIMENSIONS
             and all(type(length) is int and 0 <= length < 2**63 for length in shape)
         ):
-            tensor = _Tensor(name, np.dtype(_DTYPES[dtype]), tuple(shape), position)
-            return tensor if tensor.num_bytes == stop - start <= num_left else None
+            tensor = _Tensor(name, np.dtype(_DTYPES[dtype]), tuple(shape), data + start)
+            return tensor if tensor.num_bytes == stop - start else None
     return None
 
 
