@@ -79,9 +79,11 @@ class ForkServer:
         self._send({"kill": number}, [])
 
     def receive(self) -> bool:
-        """Take one report; whether the fork server still runs."""
+        """Take one report, if there is one; whether the fork server still runs."""
         try:
-            text = self._socket.recv(4096)
+            text = self._socket.recv(4096, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
         except ConnectionError:
             text = b""
         if text:
