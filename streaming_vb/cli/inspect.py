@@ -1,15 +1,16 @@
 """`streaming-vb inspect POSTERIOR`: what a posterior file holds. Loads no torch."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from typer import Argument, Option
 
-from streaming_vb.cli import output, run_directory
+from streaming_vb.cli import output, run_directory, run_files
 from streaming_vb.streaming import snapshot
+from streaming_vb.streaming.ledger import Ledger
 from streaming_vb.streaming.merge import ServerState
-from streaming_vb.streaming.run import POSTERIOR_FILE
 
 
 def inspect(
@@ -17,15 +18,17 @@ def inspect(
     json: Annotated[bool, Option("--json", help="One JSON object on stdout")] = False,
 ) -> None:
     """Records and intervals counted, settings, shapes, spread of the posterior, digests (all checked)."""
-    path = posterior / POSTERIOR_FILE if posterior.is_dir() else posterior
-    state, settings, digests, _ = snapshot.load(path)
+    path = run_files.posterior_path(posterior)
+    state, settings, digests, generation = snapshot.load(path)
     values = {
         "file": str(path),
         "bytes": path.stat().st_size,
         "run_id": state.run_id,
         "version": state.version,
         "records": state.num_records,
-        "intervals": {name: [list(run) for run in runs] for name, runs in state.ledger.runs.items()},
+        "generation": generation,
+        "lineage": [asdict(ancestor) for ancestor in state.lineage],
+        "intervals": _runs(state.ledger),
         "set_aside": [f"{entry.interval}: {entry.reason}" for entry in state.ledger.set_aside],
         "settings": dict(settings),
         "tensors": {
@@ -37,6 +40,20 @@ def inspect(
         "digests_checked": len(digests),
     }
     output.choose(json).result(values, _text(values))
+
+
+def _runs(ledger: Ledger) -> dict[str, list[list[int]]]:
+    """Covered runs by partition; with the source before it where there are several.
+
+    >>> from streaming_vb.types import Interval
+    >>> _runs(Ledger().add(Interval("sha", "pass-0", 0, 10)))
+    {'pass-0': [[0, 10]]}
+    """
+    several = len({source for source, _ in ledger.runs}) > 1
+    return {
+        f"{source[:12]} {partition}" if several else partition: [list(run) for run in runs]
+        for (source, partition), runs in ledger.runs.items()
+    }
 
 
 def _spread(state: ServerState, settings: Any) -> dict[str, Any]:
@@ -62,9 +79,10 @@ def _text(values: dict[str, Any]) -> str:
     lines = [
         f"file       {values['file']}  {values['bytes']:,} bytes, {values['digests_checked']} digests checked",
         f"run        {values['run_id']}",
+        *(f"from       version {entry['version']:,} of run {entry['run_id']}" for entry in values["lineage"]),
         f"records    {values['records']:,}, each counted once, in {values['version']:,} merges",
         f"intervals  {_intervals(values['intervals'])}",
-        *(f"set aside  {entry}" for entry in values["set_aside"]),
+        *(f"set aside  {entry}" for entry in _first(values["set_aside"])),
         f"model      {settings.get('model')} ({model}); {settings['family']}, {settings['primitive']}",
         f"settings   mode {settings['mode']}, seed {settings['seed']}, batch {settings['batch_size']}, forgetting "
         f"{settings['forgetting']}",
@@ -76,6 +94,11 @@ def _text(values: dict[str, Any]) -> str:
             f"spread     sd / prior sd: {quantiles}; {values['share_of_weights_unmoved']:.1%} of the weights unmoved"
         )
     return "\n".join([*lines, f"sha256     {values['posterior_sha256']}"])
+
+
+def _first(entries: list[str], most: int = 10) -> list[str]:
+    """The first entries, and how many more there are."""
+    return entries[:most] + ([f"and {len(entries) - most:,} more"] if len(entries) > most else [])
 
 
 def _intervals(runs_of: dict[str, list[list[int]]]) -> str:

@@ -13,12 +13,18 @@ from typer.exceptions import TyperException
 
 from streaming_vb import __version__
 from streaming_vb.cli.demo import demo
+from streaming_vb.cli.diff import diff
 from streaming_vb.cli.evaluate import evaluate
 from streaming_vb.cli.fit import fit
 from streaming_vb.cli.inspect import inspect
+from streaming_vb.cli.merge import merge
 from streaming_vb.cli.reproduce import reproduce
 from streaming_vb.cli.sample import sample
 from streaming_vb.cli.score import score
+from streaming_vb.cli.status import status
+from streaming_vb.cli.stop import stop
+from streaming_vb.cli.unlearn import unlearn
+from streaming_vb.cli.verify import verify
 from streaming_vb.errors import StreamingVBError
 
 app = typer.Typer(
@@ -28,7 +34,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, fit, evaluate, score, sample, inspect, reproduce):
+VERBS = (demo, fit, status, stop, evaluate, score, sample, inspect, verify, diff, merge, unlearn, reproduce)
+for verb in VERBS:
     app.command()(verb)
 
 
