@@ -33,11 +33,12 @@ class Head(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A frame that was read; `stop` is the offset of the next one."""
+    """A frame that was read; `stop` is the offset of the next one, `num_synced` as in its head."""
 
     segment: int
     payload: bytes
     stop: int
+    num_synced: int
 
 
 def frame(segment: int, position: int, num_synced: int, parts: Sequence[Buffer]) -> list[Buffer]:
@@ -61,7 +62,7 @@ def read(file: File, offset: int, segment: int | None, position: int) -> Frame |
     payload = file.read(start, head.length)
     if len(payload) != head.length or zlib.crc32(payload) != head.checksum:
         return None
-    return Frame(head.segment, payload, start + head.length + -head.length % _HEAD.size)
+    return Frame(head.segment, payload, start + head.length + -head.length % _HEAD.size, head.num_synced)
 
 
 def head_at(file: File, offset: int) -> Head | None:

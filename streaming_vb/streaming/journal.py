@@ -4,6 +4,10 @@ Why a ring: to overwrite and sync a file that exists costs a third of growing on
 with a number that no other use in the run has (`frames.py`). Its first frame is its header: the state it begins from,
 and how many frames of the segment before it count. Files of an older generation are never written to: a writer that was
 overtaken may still hold them open, and what it adds stands behind what its successor's header counts.
+
+That entries can be read after a crash does not mean that they are on the medium: they may never have been synced, or a
+sync of them may have failed, and the next one would not say so. So the header of the first segment of a generation also
+carries the entries that it found and that no frame says to be synced.
 """
 
 import re
@@ -13,6 +17,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from streaming_vb.errors import IntegrityError
 from streaming_vb.failpoints import reach
@@ -86,7 +92,8 @@ class Segments:
     Attributes:
         paths: every file of the journal.
         chain: segments read, oldest first.
-        end: what counts of the newest one; known once `after` is exhausted.
+        end: what is known to be durable; known once `after` is exhausted.
+        carried: payloads of the entries behind `end`, which may not be durable; the same.
         notes: what was cut off, one line each; the same.
 
     Raises:
@@ -98,6 +105,7 @@ class Segments:
         self.paths = _paths(disk, directory)
         self.chain: list[Segment] = []
         self.end: End | None = None
+        self.carried: list[bytes] = []
         self.notes: list[str] = []
         self._by_key: dict[tuple[int, int], Segment] = {}
         without_header = [path for path in self.paths if not self._index(path)]
@@ -173,15 +181,32 @@ class Segments:
         return chain
 
     def _entries(self, segment: Segment, file: File, num_frames: int | None) -> Iterator[Entry]:
-        index, offset = 1, segment.start
-        while num_frames is None or index < num_frames:
-            found = frames.read(file, offset, segment.number, index)
+        header = frames.read(file, 0, segment.number, 0)
+        assert header is not None
+        payloads = [bytes(part) for part in decode(header.payload).arrays.values()]
+        num_carried, num_synced = len(payloads), 0
+        for payload in payloads:
+            yield _entry(segment.path, 0, payload)
+        position, offset = 1, segment.start
+        while num_frames is None or position < num_frames:
+            found = frames.read(file, offset, segment.number, position)
             if found is None:
-                self._check_tail(segment, file, offset, index, num_frames)
+                self._check_tail(segment, file, offset, position, num_frames)
                 break
-            yield _entry(segment.path, index, found.payload)
-            index, offset = index + 1, found.stop
-        self.end = End(segment.generation, segment.number, index)
+            yield _entry(segment.path, position, found.payload)
+            payloads.append(found.payload)
+            position, offset, num_synced = position + 1, found.stop, found.num_synced
+        if num_frames is None:
+            self._ends(segment, num_synced, payloads[num_carried + num_synced - 1 :] if num_synced else payloads)
+
+    def _ends(self, segment: Segment, num_synced: int, carried: list[bytes]) -> None:
+        """The newest segment was read; where nothing says that its header is durable, it does not count."""
+        self.carried = carried
+        if num_synced:
+            self.end = End(segment.generation, segment.number, num_synced)
+        else:
+            self.end = segment.follows
+            self.chain.remove(segment)
 
     def _check_tail(self, segment: Segment, file: File, offset: int, index: int, num_frames: int | None) -> None:
         """No frame at an offset: the end, or a tail that a crash has cut, or corruption."""
@@ -213,7 +238,7 @@ class Journal:
         self._keep_fit_state = keep_fit_state
         self._next_number = after.newest_number + 1
         self._next_slot = 0
-        self._end = after.end
+        self._end, self._carried = after.end, after.carried
         self._before = list(after.chain)
         self._strays = [path for path in after.paths if path not in {segment.path for segment in after.chain}]
         self._own: list[_OwnSegment] = []
@@ -236,12 +261,14 @@ class Journal:
         is_new = not self._free
         own = self._created() if is_new else self._free.pop()
         try:
-            own.begin(number, base, encode(_header(self._generation, number, base, self._end), {}))
+            arrays = {f"{i:06d}": np.frombuffer(payload, np.uint8) for i, payload in enumerate(self._carried)}
+            own.begin(number, base, encode(_header(self._generation, number, base, self._end), arrays))
             if is_new:
                 self._disk.sync_directory(self._directory)
         except OSError:
             self._discard(own)
             raise
+        self._carried = []
         self._own.append(own)
         self._end = own.end(self._generation)
 
