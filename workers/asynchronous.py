@@ -4,9 +4,11 @@ many."""
 from collections.abc import Iterator
 from pathlib import Path
 
-from streaming_vb.streaming.run import Settings, Step, drive, prepare, record
+from streaming_vb.streaming.prepared import prepare
+from streaming_vb.streaming.run import Step, stream
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.types import Model, Primitive, Source
-from workers.ray_engine import RayEngine
+from workers.ray_transport import engine
 
 
 def run(
@@ -27,9 +29,8 @@ def run(
         address: of an existing cluster; none starts a local one that ends with the run.
 
     Raises:
-        ClusterError: the cluster cannot be used, or the server died.
+        ClusterError: the cluster cannot be used, or the server died and there is no run directory.
         StreamingVBError: as for `streaming_vb.run`.
     """
     prepared = prepare(model, source, settings, primitive=primitive, run_dir=run_dir)
-    engine = RayEngine(prepared, workers, address)
-    return record(drive(prepared.scheduler(workers), engine), engine, prepared)
+    return stream(prepared, engine(prepared, workers, address), workers)

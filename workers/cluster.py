@@ -7,8 +7,10 @@ import logging
 import os
 import secrets
 import socket
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from streaming_vb.errors import ClusterError
 
@@ -79,6 +81,10 @@ def _unreachable(address: str | None, reason: str) -> ClusterError:
     )
 
 
-def server_resources() -> dict[str, float]:
-    """The resource that pins the server to its own node, where a cluster (such as that of cluster.yaml) offers one."""
-    return {"parameter_server": 1} if "parameter_server" in ray.cluster_resources() else {}
+def place_of_server() -> dict[str, Any]:
+    """Options that pin the server to the node whose disk has the run directory: the one that offers the resource
+    parameter_server, where there is one, else that of the driver."""
+    if "parameter_server" in ray.cluster_resources():
+        return {"resources": {"parameter_server": 1}}
+    here = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}

@@ -4,7 +4,9 @@ and owns nothing."""
 from typing import NamedTuple
 
 from streaming_vb.errors import NumericalError
+from streaming_vb.failpoints import reach
 from streaming_vb.streaming.local_update import LocalUpdate
+from streaming_vb.streaming.worker_process import digest_of
 from streaming_vb.types import Delta, Lease, Snapshot
 
 
@@ -13,13 +15,15 @@ class Report(NamedTuple):
 
     Attributes:
         elbo: score of the interval at the snapshot, nats per record.
-        failure: why there is no delta, else "".
         num_records: records read.
+        failure: why there is no delta, else "".
+        digest: SHA-256 of the delta.
     """
 
     elbo: float
-    failure: str
     num_records: int
+    failure: str = ""
+    digest: str = ""
 
 
 class EncoderWorker:
@@ -32,10 +36,16 @@ class EncoderWorker:
         """Answers once the worker is up; its libraries came with the model."""
         return True
 
-    def process(self, lease: Lease, snapshot: Snapshot) -> tuple[Report, Delta | None]:
-        """The delta of a lease, or why there is none."""
+    def process(self, lease: Lease, snapshot: Snapshot | None) -> tuple[Report | None, Delta | None]:
+        """The delta of a lease, or why there is none; no report where the server no longer had the snapshot."""
+        reach("W1")
+        if snapshot is None:
+            return None, None
+        reach("W4")
         try:
             delta = self._local_update(lease, snapshot)
         except NumericalError as error:
-            return Report(float("nan"), str(error), lease.interval.stop - lease.interval.start), None
-        return Report(delta.fit.elbo, "", delta.num_records), delta
+            return Report(float("nan"), lease.interval.stop - lease.interval.start, str(error)), None
+        reach("W5")
+        num_read = delta.num_records + sum(entry.num_records for entry in delta.bad_records)
+        return Report(float(delta.fit.elbo), num_read, digest=digest_of(delta)), delta

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from streaming_vb.streaming.run import Settings, Step
+from streaming_vb.streaming.run import Step
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.types import Model, Primitive, Source
 from workers import asynchronous
 

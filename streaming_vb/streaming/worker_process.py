@@ -67,7 +67,7 @@ class _Worker:
         reach("W5")
         self._deltas[lease.interval] = delta
         num_read = delta.num_records + sum(entry.num_records for entry in delta.bad_records)
-        self._fitted(lease, delta.fit.elbo, num_read, digest=_digest(delta))
+        self._fitted(lease, delta.fit.elbo, num_read, digest=digest_of(delta))
 
     def _fitted(self, lease: Lease, elbo: float, num_records: int, failure: str = "", digest: str = "") -> None:
         control.tell(
@@ -122,7 +122,7 @@ class _Worker:
             self._server = None
 
 
-def _digest(delta: Delta) -> str:
+def digest_of(delta: Delta) -> str:
     """SHA-256 of what was computed: equal for equal bits."""
     digest = hashlib.sha256(repr(float(delta.fit.elbo)).encode())
     for name, array in messages.join({"natural": delta.fit.natural.arrays, "fit_state": delta.fit.fit_state}).items():

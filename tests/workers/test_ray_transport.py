@@ -1,8 +1,9 @@
-"""The engine on a real local Ray: exact counting, one posterior for any number of workers, and a worker killed
-mid-run."""
+"""The engine on a real local Ray: exact counting, one posterior for any number of workers, and workers, servers and
+drivers that die mid-run."""
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,20 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from streaming_vb.errors import ClusterError, RunInUse
 from streaming_vb.models.ledger_model import LedgerModel
 from streaming_vb.models.vae import VAE
 from streaming_vb.sources.arrays import ArraySource
 from streaming_vb.sources.binarized import BinarizedSource
 from streaming_vb.sources.integers import IntegerSource
 from streaming_vb.streaming import run as streaming
-from streaming_vb.streaming.run import Settings
+from streaming_vb.streaming.merge import ServerState
+from streaming_vb.streaming.remote_engine import RemoteEngine
+from streaming_vb.streaming.run import Step
+from streaming_vb.streaming.settings import Settings
 from streaming_vb.streaming.snapshot import load, posterior_sha256
 from workers import asynchronous, synchronous
-from workers.ray_engine import RayEngine
+from workers.ray_transport import RayTransport
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180), pytest.mark.usefixtures("local_ray")]
 
@@ -59,57 +64,84 @@ def test_staleness_is_real_and_reported() -> None:
     assert all(np.isfinite(step.elbo) and step.step_kl > 0 for step in steps)
 
 
+def started(model, source, settings: Settings, run_dir: Path | None = None) -> tuple[RayTransport, Iterator[Step]]:
+    """A run with two workers, and its transport."""
+    prepared = streaming.prepare(model, source, settings, run_dir=run_dir)
+    transport = RayTransport(prepared, workers=2)
+    engine = RemoteEngine(transport, 2, is_durable=run_dir is not None)
+    return transport, streaming.stream(prepared, engine, 2)
+
+
+def require_exact(state: ServerState, num_records: int) -> None:
+    assert state.num_records == num_records
+    np.testing.assert_array_equal(state.posterior["sum"], LedgerModel().sums(np.arange(num_records)))
+
+
 def test_a_worker_killed_mid_run_loses_and_doubles_nothing(caplog: pytest.LogCaptureFixture) -> None:
     import ray
 
-    source = IntegerSource(records_per_partition=30_000)
-    prepared = streaming.prepare(LedgerModel(), source, Settings(ramp=0))
-    engine = RayEngine(prepared, workers=2)
-    steps = streaming.drive(prepared.scheduler(2), engine)
-    for number, _step in enumerate(steps):
-        last = _step
+    transport, steps = started(LedgerModel(), IntegerSource(30_000), Settings(ramp=0))
+    for number, step in enumerate(steps):
+        last = step
         if number in (3, 9):
-            ray.kill(engine._workers[number % 2])
-    state = last.state()
-    assert state.num_records == 30_000
-    np.testing.assert_array_equal(state.posterior["sum"], LedgerModel().sums(np.arange(30_000)))
+            ray.kill(transport._workers[number % 2])
+    require_exact(last.state(), 30_000)
     assert any("died" in message for message in caplog.messages)
 
 
-def test_a_killed_worker_does_not_change_the_bits_of_an_ordered_run() -> None:
+def test_a_dead_server_is_started_again_from_the_run_directory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import ray
+
+    transport, steps = started(LedgerModel(), IntegerSource(30_000), Settings(ramp=0), tmp_path)
+    versions = []
+    for number, step in enumerate(steps):
+        versions.append(step.version)
+        if number in (3, 9, 10):
+            ray.kill(transport._server)
+    require_exact(load(tmp_path / "posterior.safetensors").state, 30_000)
+    assert versions == sorted(set(versions))  # what was acknowledged is never taken back
+    assert sum("is started again" in message for message in caplog.messages) >= 2
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sum(row["new"] for row in rows) == 30_000
+
+
+def test_a_dead_server_without_a_run_directory_is_one_error() -> None:
+    import ray
+
+    transport, steps = started(LedgerModel(), IntegerSource(30_000), Settings(ramp=0))
+    next(steps)
+    ray.kill(transport._server)
+    with pytest.raises(ClusterError, match="without a run directory its posterior is gone"):
+        list(steps)
+
+
+def test_kills_do_not_change_the_bits_of_an_ordered_run(tmp_path: Path) -> None:
     import ray
 
     model, settings = VAE(64, hidden=(20,), latent=3), Settings(mode="ordered", ramp=0, round_size=4, local_steps=2)
-    *_, calm = streaming.run(model, digits(), settings)
-    prepared = streaming.prepare(model, digits(), settings)
-    engine = RayEngine(prepared, workers=2)
-    for number, _step in enumerate(streaming.drive(prepared.scheduler(2), engine)):
-        last = _step
-        if number == 1:
-            ray.kill(engine._workers[0])
-    assert posterior_sha256(last.state().posterior) == posterior_sha256(calm.state().posterior)
+    *_, calm = streaming.run(model, digits(passes=2), settings)
+    transport, steps = started(model, digits(passes=2), settings, tmp_path)
+    for number, _step in enumerate(steps):
+        if number in (1, 6):
+            ray.kill(transport._workers[0])
+        if number in (2, 9):
+            ray.kill(transport._server)
+    state = load(tmp_path / "posterior.safetensors").state
+    assert posterior_sha256(state.posterior) == posterior_sha256(calm.state().posterior)
 
 
-def test_a_dead_server_is_one_error_and_the_run_directory_goes_on(tmp_path: Path) -> None:
-    import ray
-
-    from streaming_vb.errors import ClusterError
-
-    source = IntegerSource(records_per_partition=10_000)
-    prepared = streaming.prepare(LedgerModel(), source, Settings(ramp=0), run_dir=tmp_path)
-    engine = RayEngine(prepared, workers=2)
-    steps = streaming.record(streaming.drive(prepared.scheduler(2), engine), engine, prepared)
+def test_a_run_directory_in_use_is_refused(tmp_path: Path) -> None:
+    steps = streaming.run(LedgerModel(), IntegerSource(5_000), run_dir=tmp_path)
     next(steps)
-    ray.kill(engine._server)
-    with pytest.raises(ClusterError, match="the same command goes on"):
-        list(steps)
-    *_, last = asynchronous.run(LedgerModel(), source, Settings(ramp=0), workers=2, run_dir=tmp_path)
-    np.testing.assert_array_equal(last.state().posterior["sum"], LedgerModel().sums(np.arange(10_000)))
+    prepared = streaming.prepare(LedgerModel(), IntegerSource(5_000), Settings(), run_dir=tmp_path)
+    with pytest.raises(RunInUse, match=r"writes this run directory\. Wait until it is done"):
+        RemoteEngine(RayTransport(prepared, workers=1, lock_seconds=0), 1, is_durable=True)
+    list(steps)
 
 
 def test_more_workers_than_cpus_is_refused() -> None:
-    from streaming_vb.errors import ClusterError
-
     with pytest.raises(ClusterError, match="--workers 5 need a CPU each, the cluster has 4"):
         asynchronous.run(LedgerModel(), IntegerSource(100), workers=5)
 
