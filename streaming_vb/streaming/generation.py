@@ -36,18 +36,17 @@ class Generation:
         self.number = number
 
     @classmethod
-    def take(cls, disk: Disk, directory: Path, *, above: int = 0, patience: float = _PATIENCE) -> "Generation":
+    def take(cls, disk: Disk, directory: Path, *, above: int = 0) -> "Generation":
         """Lock a directory that exists and raise its number, durably.
 
         Args:
             above: a number that was used; the new one is larger, whatever the file says.
-            patience: seconds to wait for the lock.
 
         Raises:
             RunInUse: another process holds the lock.
             IntegrityError: the file with the number is corrupt.
         """
-        lock = _locked(disk, directory, patience)
+        lock = _locked(disk, directory)
         try:
             number = max(_read(disk, directory) or 0, above) + 1
             _write(disk, directory, number)
@@ -71,9 +70,9 @@ class Generation:
         self._lock.close()
 
 
-def _locked(disk: Disk, directory: Path, patience: float) -> File:
+def _locked(disk: Disk, directory: Path) -> File:
     path = directory / "lock"
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             lock = disk.lock(path)

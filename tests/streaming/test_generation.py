@@ -9,12 +9,18 @@ import pytest
 from faulty_disk import FaultyDisk
 
 from streaming_vb.errors import IntegrityError, RunInUse, StaleWriter
+from streaming_vb.streaming import generation
 from streaming_vb.streaming.disk import RealDisk
 from streaming_vb.streaming.generation import Generation
 
 
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "_PATIENCE", 0.0)
+
+
 def take(directory: Path, above: int = 0) -> Generation:
-    return Generation.take(RealDisk(), directory, above=above, patience=0.0)
+    return Generation.take(RealDisk(), directory, above=above)
 
 
 def take_over(directory: Path) -> Generation:
@@ -25,10 +31,10 @@ def take_over(directory: Path) -> Generation:
 
 def test_every_start_raises_the_number(tmp_path: Path) -> None:
     for number in (1, 2, 3):
-        generation = take(tmp_path)
-        assert generation.number == number
-        generation.check()
-        generation.release()
+        taken = take(tmp_path)
+        assert taken.number == number
+        taken.check()
+        taken.release()
     assert take(tmp_path, above=10).number == 11
 
 
@@ -41,7 +47,7 @@ def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> Non
     assert take(tmp_path).number == 2  # the refused one raised nothing
 
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ready, told = os.pipe()
     child = os.fork()
     if child == 0:
@@ -52,6 +58,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     os.read(ready, 1)
     with pytest.raises(RunInUse, match=f"process {child} "):
         take(tmp_path)
+    monkeypatch.setattr(generation, "_PATIENCE", 10.0)
     os.kill(child, signal.SIGKILL)
     assert Generation.take(RealDisk(), tmp_path).number == 2  # waits for it to be gone
     os.waitpid(child, 0)
@@ -68,10 +75,10 @@ def test_an_overtaken_writer_notices(tmp_path: Path) -> None:
 
 
 def test_a_writer_whose_directory_is_gone_notices(tmp_path: Path) -> None:
-    generation = take(tmp_path)
+    taken = take(tmp_path)
     (tmp_path / "generation").unlink()
     with pytest.raises(StaleWriter):
-        generation.check()
+        taken.check()
 
 
 def test_no_flipped_bit_gives_another_number(tmp_path: Path) -> None:
