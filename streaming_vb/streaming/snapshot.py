@@ -287,7 +287,7 @@ def _header(path: Path, file: File) -> _Header:
     tensors = []
     for name, entry in sorted(table.items(), key=_begin):
         tensor = _tensor(name, entry, data)
-        if tensor is None or tensor.offset != position or tensor.num_bytes > file.size() - position:
+        if tensor is None or tensor.offset != position:
             raise _unreadable(path, f"its header does not say where tensor {name} is")
         tensors.append(tensor)
         position += tensor.num_bytes
