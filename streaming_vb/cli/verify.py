@@ -127,12 +127,21 @@ def _replay(directory: Path, files: list[PosteriorFile]) -> Iterator[tuple[Check
     yield Check("journal", True, f"{len(segments.chain):,} segments, {len(entries):,} entries{notes}"), state
     family = run_directory.family(files[0].settings)
     rule = MergeRule(family, forgetting.parse(files[0].settings["forgetting"], family), measure=False)
-    for entry in entries:
+    num_new = 0
+    for number, entry in enumerate(entries):
         state, receipt = _again(rule, state, entry)
         if receipt.status == "rejected":
             yield Check("replay", False, receipt.reason), state
             return
-    yield Check("replay", True, f"gives version {state.version:,}, {state.num_records:,} records"), state
+        if receipt.status == "duplicate" and num_new:  # a posterior file holds the first entries, and no others
+            why = f"the posterior file holds entry {number} and lacks one before it"
+            yield Check("replay", False, why), state
+            return
+        num_new += receipt.status != "duplicate"
+    found = (
+        f"{num_new:,} entries beyond the posterior file give version {state.version:,}, {state.num_records:,} records"
+    )
+    yield Check("replay", True, found), state
 
 
 def _again(rule: MergeRule, state: ServerState, entry: Entry) -> tuple[ServerState, Receipt]:
