@@ -17,8 +17,9 @@ from streaming_vb.streaming.merge import MergeRule, ServerState
 from streaming_vb.streaming.store import JOURNAL_DIRECTORY, Store
 from streaming_vb.types import Delta, Interval
 
-_BRACKETS = re.compile(r"(?P<partition>.+)\[(?P<start>[\d,_]+):(?P<stop>[\d,_]+)\]")
-_DASH = re.compile(r"(?P<partition>.+):(?P<start>[\d,_]+)-(?P<stop>[\d,_]+)")
+_NUMBER = r"\d+(?:[,_]\d+)*"
+_BRACKETS = re.compile(rf"(?P<partition>.+)\[(?P<start>{_NUMBER}):(?P<stop>{_NUMBER})\]")
+_DASH = re.compile(rf"(?P<partition>.+):(?P<start>{_NUMBER})-(?P<stop>{_NUMBER})")
 
 
 def unlearn(

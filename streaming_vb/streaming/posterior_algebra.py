@@ -120,7 +120,7 @@ def quality(settings: Mapping[str, Any]) -> str:
     """What a sum or difference of these posteriors is, for people."""
     if is_exact(settings):
         return "exact: equal to the posterior of these records in one batch"
-    return "approximate: what a neural model learns from a record depends on what it learned before"
+    return "approximate: what is learned from a record depends on what was learned before it"
 
 
 def require_memory(settings: Mapping[str, Any], approximate: bool) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -66,11 +67,13 @@ def sums(source: IntegerSource, *intervals: tuple[str, int, int]) -> Array:
 
 
 @contextlib.contextmanager
-def running(directory: Path, records: int = 1_000_000) -> Iterator[subprocess.Popen[str]]:
+def running(directory: Path, keep_deltas: bool = False) -> Iterator[subprocess.Popen[str]]:
     """A process that streams, slowly, and saves when it is asked to stop; killed at the end."""
-    process = subprocess.Popen([sys.executable, __file__, str(directory), str(records)], text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(directory), *(["keep-deltas"] if keep_deltas else [])], text=True
+    )
     try:
-        until(lambda: (directory / "driver.json").exists() and rows(directory) >= 3)
+        until(lambda: process.poll() is None and (directory / "driver.json").exists() and rows(directory) >= 3)
         yield process
     finally:
         process.kill()
@@ -91,12 +94,13 @@ def until(happens: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def _stream(directory: Path, records: int) -> None:
+def _stream(directory: Path, keep_deltas: bool) -> None:
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    steps = run(MODEL, IntegerSource(records), SETTINGS, run_dir=directory)
+    settings = replace(SETTINGS, keep_deltas=keep_deltas)
+    steps = run(MODEL, IntegerSource(1_000_000), settings, run_dir=directory)
     try:
         for _ in steps:
             time.sleep(0.02)
@@ -105,4 +109,4 @@ def _stream(directory: Path, records: int) -> None:
 
 
 if __name__ == "__main__":
-    _stream(Path(sys.argv[1]), int(sys.argv[2]))
+    _stream(Path(sys.argv[1]), sys.argv[2:] == ["keep-deltas"])
