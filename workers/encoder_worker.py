@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from streaming_vb.errors import NumericalError
 from streaming_vb.failpoints import reach
+from streaming_vb.streaming import audit
 from streaming_vb.streaming.local_update import LocalUpdate
-from streaming_vb.streaming.worker_process import digest_of
 from streaming_vb.types import Delta, Lease, Snapshot
 
 
@@ -17,7 +17,7 @@ class Report(NamedTuple):
         elbo: score of the interval at the snapshot, nats per record.
         num_records: records read.
         failure: why there is no delta, else "".
-        digest: SHA-256 of the delta.
+        digest: SHA-256 of the delta, where fits are audited.
     """
 
     elbo: float
@@ -45,7 +45,8 @@ class EncoderWorker:
         try:
             delta = self._local_update(lease, snapshot)
         except NumericalError as error:
-            return Report(float("nan"), lease.interval.stop - lease.interval.start, str(error)), None
+            return Report(float("nan"), len(lease.interval), str(error)), None
         reach("W5")
         num_read = delta.num_records + sum(entry.num_records for entry in delta.bad_records)
-        return Report(float(delta.fit.elbo), num_read, digest=digest_of(delta)), delta
+        sha256 = audit.digest(delta) if self._local_update.is_audited else ""
+        return Report(float(delta.fit.elbo), num_read, digest=sha256), delta

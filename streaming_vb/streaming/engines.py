@@ -16,6 +16,7 @@ import numpy as np
 
 from streaming_vb.errors import NumericalError
 from streaming_vb.seeding import numpy_generator
+from streaming_vb.streaming import audit
 from streaming_vb.streaming.local_update import LocalUpdate
 from streaming_vb.streaming.merge import ServerState
 from streaming_vb.streaming.patience import until_there_is_space
@@ -122,10 +123,10 @@ class InProcess:
             return self._events.popleft()
         self._now, worker, lease, snapshot = heapq.heappop(self._running)
         try:
-            self._deltas[lease.interval] = self._local_update(lease, snapshot)
+            delta = self._deltas[lease.interval] = self._local_update(lease, snapshot)
         except NumericalError as error:
-            return FitFailed(worker, lease.interval.stop - lease.interval.start, str(error))
-        return FitDone(worker)
+            return FitFailed(worker, len(lease.interval), str(error))
+        return FitDone(worker, audit.digest(delta) if self._local_update.is_audited else "")
 
     def score(self, interval: Interval) -> float:
         """Score of an interval at the snapshot it was fitted from, nats per record."""

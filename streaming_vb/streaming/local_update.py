@@ -35,6 +35,7 @@ class LocalUpdate:
         seed: of the run.
         sets_bad_records_aside: leave out records that cannot be scored, and name them in the delta; else they are an
             error.
+        is_audited: some fits are done twice and compared by their digest.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class LocalUpdate:
     forgetting: Forgetting
     seed: int
     sets_bad_records_aside: bool = False
+    is_audited: bool = False
 
     def __call__(self, lease: Lease, snapshot: Snapshot) -> Delta:
         """The delta of a lease.

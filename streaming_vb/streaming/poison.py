@@ -1,7 +1,8 @@
 """Which record of an interval kills its worker: a native crash, a huge allocation, endless recursion.
 
 Halves are fitted and the fits thrown away, so that what is merged in the end depends on the record alone and not on who
-died when. With n records, a search costs at most log2(n) + 1 deaths, after the two that began it.
+died when. A record is convicted when two workers died on it alone: workers also die for other reasons. With n records a
+search costs at most log2(n) + 2 deaths, after the two that began it.
 """
 
 from dataclasses import dataclass, replace
@@ -15,17 +16,23 @@ class Search:
 
     Attributes:
         suspect: holds the record that kills, if there is one.
-        is_found: the suspect is one record, and it killed alone.
+        deaths: on the suspect, once it is one record.
 
     >>> search = Search(Interval("s", "p", 0, 4))
     >>> search.trial
     Interval(source='s', partition='p', start=0, stop=2)
-    >>> search.survived().died().died().suspect
-    Interval(source='s', partition='p', start=2, stop=3)
+    >>> search = search.survived().died().died().died()
+    >>> search.suspect, search.is_found
+    (Interval(source='s', partition='p', start=2, stop=3), True)
     """
 
     suspect: Interval
-    is_found: bool = False
+    deaths: int = 0
+
+    @property
+    def is_found(self) -> bool:
+        """Two workers died on this one record."""
+        return self.deaths == 2
 
     @property
     def trial(self) -> Interval:
@@ -35,7 +42,7 @@ class Search:
 
     def died(self) -> "Search":
         """After a worker died on the trial."""
-        return Search(self.trial, is_found=len(self.suspect) == 1)
+        return Search(self.trial, self.deaths + 1 if len(self.suspect) == 1 else 0)
 
     def survived(self) -> "Search | None":
         """After the trial was fitted; none where nothing is left to suspect."""

@@ -14,6 +14,7 @@ from streaming_vb.errors import ConfigError, IntegrityError, ResumeMismatch
 from streaming_vb.failpoints import reach
 from streaming_vb.streaming import forgetting, snapshot
 from streaming_vb.streaming.asynchronous import Asynchronous
+from streaming_vb.streaming.audit import Audited
 from streaming_vb.streaming.ledger import Ledger
 from streaming_vb.streaming.local_update import LocalUpdate
 from streaming_vb.streaming.merge import Ancestor, MergeRule, ServerState
@@ -71,6 +72,11 @@ class Prepared:
 
     def scheduler(self, workers: int, position: Position) -> Scheduler:
         """The driver's logic for W workers, from where the server stands."""
+        scheduler = self._unaudited(workers, position)
+        audit = self.settings.audit
+        return Audited(scheduler, audit, self.settings.seed, workers) if audit else scheduler
+
+    def _unaudited(self, workers: int, position: Position) -> Scheduler:
         settings, source = self.settings, self.local_update.source
         share = None if settings.share == "auto" else 1.0
         at = {"ramp": settings.ramp, "version": position.version, "num_records": position.num_records}
@@ -128,6 +134,7 @@ def prepare(
         forget,
         settings.seed,
         sets_bad_records_aside=settings.bad_records == "set-aside",
+        is_audited=settings.audit > 0,
     )
     screening = Screening(max_step_kl=MAX_STEP_KL) if hasattr(model, "layout") else Screening()
     return Prepared(local_update, state, MergeRule(model.family, forget), screening, resolved, identity, directory)

@@ -164,7 +164,9 @@ class Task:
             return replace(self, search=self.search.died())
         if self.losses + 1 < MAX_LOSSES:
             return replace(self, losses=self.losses + 1)
-        return replace(self, losses=0, search=Search(self.interval))
+        return replace(
+            self, losses=0, search=Search(self.interval, deaths=MAX_LOSSES if len(self.interval) == 1 else 0)
+        )
 
     def survived(self) -> "Task":
         """After a part was fitted during a search."""

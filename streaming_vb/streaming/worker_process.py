@@ -2,17 +2,14 @@
 the server. It is kept until the driver says that it is answered, because it may have to be pushed again.
 """
 
-import hashlib
 import socket
 from collections.abc import Mapping
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
-
 from streaming_vb.errors import NumericalError, StreamingVBError
 from streaming_vb.failpoints import reach
-from streaming_vb.streaming import control, messages, wire
+from streaming_vb.streaming import audit, control, messages, wire
 from streaming_vb.streaming.door import Door
 from streaming_vb.streaming.fork_server import lifeline
 from streaming_vb.streaming.local_update import LocalUpdate
@@ -61,13 +58,14 @@ class _Worker:
         try:
             delta = self._local_update(lease, snapshot)
         except NumericalError as error:
-            return self._fitted(lease, float("nan"), lease.interval.stop - lease.interval.start, failure=str(error))
+            return self._fitted(lease, float("nan"), len(lease.interval), failure=str(error))
         except StreamingVBError as error:
             return control.tell(self._driver, "failed", error=control.pack_error(error))
         reach("W5")
         self._deltas[lease.interval] = delta
+        sha256 = audit.digest(delta) if self._local_update.is_audited else ""
         num_read = delta.num_records + sum(entry.num_records for entry in delta.bad_records)
-        self._fitted(lease, delta.fit.elbo, num_read, digest=digest_of(delta))
+        self._fitted(lease, delta.fit.elbo, num_read, digest=sha256)
 
     def _fitted(self, lease: Lease, elbo: float, num_records: int, failure: str = "", digest: str = "") -> None:
         control.tell(
@@ -120,12 +118,3 @@ class _Worker:
         if self._server is not None:
             self._server.close()
             self._server = None
-
-
-def digest_of(delta: Delta) -> str:
-    """SHA-256 of what was computed: equal for equal bits."""
-    digest = hashlib.sha256(repr(float(delta.fit.elbo)).encode())
-    for name, array in messages.join({"natural": delta.fit.natural.arrays, "fit_state": delta.fit.fit_state}).items():
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
