@@ -18,9 +18,9 @@ GENERATION_FILE = "generation"
 
 
 def require_run(directory: Path) -> None:
-    """Raise ConfigError unless it is a run directory, perhaps of a run that has only just started."""
+    """Raise ConfigError unless it is a run directory, perhaps of a run that is only just starting."""
     if not directory.is_dir() or not any(
-        (directory / name).exists() for name in (POSTERIOR_FILE, METRICS_FILE, GENERATION_FILE)
+        (directory / name).exists() for name in (POSTERIOR_FILE, METRICS_FILE, GENERATION_FILE, LOCK_FILE)
     ):
         raise ConfigError(
             f"{directory}: not a run directory (no {POSTERIOR_FILE}). Give the --run-dir of a fit or demo"

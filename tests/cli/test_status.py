@@ -1,5 +1,6 @@
 """`status` tells what a run does now, from its files, and disturbs nothing."""
 
+import fcntl
 import json
 import os
 import pty
@@ -67,6 +68,14 @@ def test_looking_keeps_no_run_from_starting(tmp_path: Path) -> None:
     finally:
         watcher.kill()
         watcher.communicate()
+
+
+def test_two_who_look_do_not_take_each_other_for_a_run(tmp_path: Path) -> None:
+    fitted(tmp_path, IntegerSource(20))
+    descriptor = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    assert not answer("status", tmp_path)["running"]
+    os.close(descriptor)
 
 
 def test_records_set_aside_are_counted_before_the_next_snapshot_too(tmp_path: Path) -> None:

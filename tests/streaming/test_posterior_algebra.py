@@ -198,6 +198,12 @@ def test_a_later_version_is_no_base() -> None:
         merge(MODEL.family, A, B, later)
 
 
+def test_a_copy_of_a_run_that_went_another_way_is_no_base() -> None:
+    later = learn(BASE, [(45, 60), (30, 45)])
+    with pytest.raises(MergeRefused, match=r"B did not start from --base .*; B lacks pass-0\[20:30\]"):
+        merge(MODEL.family, learn(BASE, [(20, 30), (50, 60)]), later, learn(BASE, [(20, 30)]))
+
+
 def test_an_earlier_version_of_the_same_run_is_a_base() -> None:
     later = learn(BASE, [(30, 60)])
     assert_close(merge(MODEL.family, A, later, BASE).posterior, batch(range(NUM_RECORDS)), TOLERANCE)
