@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from streaming_vb.cli import output, run_directory, run_files
-from streaming_vb.errors import ConfigError, MergeRefused
+from streaming_vb.errors import ConfigError, MergeRefused, RunInUse
 from streaming_vb.streaming import forgetting, posterior_algebra, snapshot
 from streaming_vb.streaming.disk import RealDisk
 from streaming_vb.streaming.journal import Merged, Segments
@@ -37,6 +37,11 @@ def unlearn(
     """Subtract what one interval taught. The ledger keeps it as set aside, so that no resume learns it again. Exact for
     conjugate models. Older files and the journal still hold the evidence."""
     run_files.require_run(run)
+    if (pid := run_files.writer(run)) is not None:
+        raise RunInUse(
+            f"{run}: process {pid or '?'} writes this run directory. Wait until it is done, or type streaming-vb stop "
+            f"{run}"
+        )
     settings = snapshot.newest(run)[0].settings
     posterior_algebra.require_memory(settings, approximate)
     family = run_directory.family(settings)
