@@ -1,0 +1,1 @@
+"""A simulated world around the real logic: disk, network, clock and processes that fail as a seed says."""
