@@ -183,21 +183,22 @@ class Segments:
     def _entries(self, segment: Segment, file: File, num_frames: int | None) -> Iterator[Entry]:
         header = frames.read(file, 0, segment.number, 0)
         assert header is not None
-        payloads = [bytes(part) for part in decode(header.payload).arrays.values()]
-        num_carried, num_synced = len(payloads), 0
-        for payload in payloads:
+        unsynced = [(0, bytes(part)) for part in decode(header.payload).arrays.values()]
+        for _, payload in unsynced:
             yield _entry(segment.path, 0, payload)
-        position, offset = 1, segment.start
+        position, offset, num_synced = 1, segment.start, 0
         while num_frames is None or position < num_frames:
             found = frames.read(file, offset, segment.number, position)
             if found is None:
                 self._check_tail(segment, file, offset, position, num_frames)
                 break
             yield _entry(segment.path, position, found.payload)
-            payloads.append(found.payload)
-            position, offset, num_synced = position + 1, found.stop, found.num_synced
+            num_synced = found.num_synced
+            unsynced = [(at, payload) for at, payload in unsynced if at >= num_synced]
+            unsynced.append((position, found.payload))
+            position, offset = position + 1, found.stop
         if num_frames is None:
-            self._ends(segment, num_synced, payloads[num_carried + num_synced - 1 :] if num_synced else payloads)
+            self._ends(segment, num_synced, [payload for _, payload in unsynced])
 
     def _ends(self, segment: Segment, num_synced: int, carried: list[bytes]) -> None:
         """The newest segment was read; where nothing says that its header is durable, it does not count."""
@@ -208,17 +209,18 @@ class Segments:
             self.end = segment.follows
             self.chain.remove(segment)
 
-    def _check_tail(self, segment: Segment, file: File, offset: int, index: int, num_frames: int | None) -> None:
+    def _check_tail(self, segment: Segment, file: File, offset: int, position: int, num_frames: int | None) -> None:
         """No frame at an offset: the end, or a tail that a crash has cut, or corruption."""
         was_synced = num_frames is not None or any(
-            head.position > index and head.num_synced > index for head in frames.heads(file, offset, segment.number)
+            head.position > position and head.num_synced > position
+            for head in frames.heads(file, offset, segment.number)
         )
         if was_synced:
-            raise _corrupt(segment.path, f"entry {index} of segment {segment.number} does not match its checksum")
+            raise _corrupt(segment.path, f"entry {position} of segment {segment.number} does not match its checksum")
         torn = frames.head_at(file, offset)
-        if torn is not None and (torn.segment, torn.position) == (segment.number, index):
+        if torn is not None and (torn.segment, torn.position) == (segment.number, position):
             self.notes.append(
-                f"journal: {torn.length:,} bytes after entry {index - 1} of {segment.path.name} do not match their "
+                f"journal: {torn.length:,} bytes after entry {position - 1} of {segment.path.name} do not match their "
                 "checksum, cut there (a crash while they were written; nobody was told)"
             )
 
@@ -404,7 +406,7 @@ def _parts(entry: Entry, keep_fit_state: bool) -> list[Buffer]:
     return encode({"put_aside": pack_set_aside(entry.set_aside), "publish": entry.publish}, {})
 
 
-def _entry(path: Path, index: int, payload: bytes) -> Entry:
+def _entry(path: Path, position: int, payload: bytes) -> Entry:
     try:
         header, arrays = decode(payload)
         match header:
@@ -413,8 +415,8 @@ def _entry(path: Path, index: int, payload: bytes) -> Entry:
             case {"put_aside": dict(packed), "publish": bool(publish)}:
                 return PutAside(unpack_set_aside(packed), publish)
     except WireError as error:
-        raise _corrupt(path, f"entry {index} cannot be read ({error})") from error
-    raise _corrupt(path, f"entry {index} is none that this version knows")
+        raise _corrupt(path, f"entry {position} cannot be read ({error})") from error
+    raise _corrupt(path, f"entry {position} is none that this version knows")
 
 
 def newest_generation(disk: Disk, directory: Path) -> int:

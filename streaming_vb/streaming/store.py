@@ -263,7 +263,8 @@ class Store:
             if isinstance(entry, Merged):
                 delta, interval = entry.delta, entry.delta.lease.interval
                 if not delta.fit.fit_state:  # not stored: the warm start stays as it is
-                    delta = replace(delta, fit=replace(delta.fit, fit_state=state.fit_state))
+                    lease = replace(delta.lease, state_weight=1.0)  # spares the average of a thing with itself
+                    delta = replace(delta, lease=lease, fit=replace(delta.fit, fit_state=state.fit_state))
                 state, receipt = self._rule(state, delta)
             else:
                 interval = entry.set_aside.interval
