@@ -1,5 +1,5 @@
-"""The program that `kills.py` kills: it streams integers through the ledger model, on the processes of this machine, and
-says on stdout what it was told, one JSON document per line.
+"""The program that `kills.py` kills: it streams integers through the ledger model, on the processes of this machine,
+and says on stdout what it was told, one JSON document per line.
 
     {"opened": STATE}    the first merge after a start was acknowledged
     {"step": ROW}        a merge was acknowledged; with the monotonic clock `at`
@@ -29,12 +29,12 @@ from streaming_vb.streaming.store import Store
 HURRY = 100.0
 
 
-def main(directory: str, mode: str, workers: str, records_per_partition: str, partitions: str) -> None:
+def main(directory: str, mode: str, workers: str, records_per_partition: str, partitions: str, round_size: str) -> None:
     """Run until told to stop."""
     logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(), Saying()], format="%(message)s")
     Store.__init__.__kwdefaults__["clock"] = lambda: HURRY * time.monotonic()  # type: ignore[index]
     source = IntegerSource(int(records_per_partition), int(partitions))
-    settings = Settings(mode=mode, batch_size=5, local_steps=4, ramp=0, round_size=4)
+    settings = Settings(mode=mode, batch_size=5, local_steps=4, ramp=0, round_size=int(round_size))
     steps = run_processes(LedgerModel(), source, settings, workers=int(workers), run_dir=directory)
     is_first = True
     for step in steps:

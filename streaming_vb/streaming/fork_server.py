@@ -6,7 +6,7 @@ unsafe (a lock that another thread holds stays held for ever in the copy), and a
 process early, which does nothing but fork on command.
 
 Every child has one socket, whose other end the driver alone holds: closing it ends the child at once (`lifeline`), so
-that nothing outlives a driver, however it dies.
+that nothing outlives a driver, however it dies. Linux 5.3 or later, where processes can be waited for as files.
 """
 
 import json
@@ -139,8 +139,9 @@ def _serve(commands: socket.socket, mains: Mapping[str, Main]) -> None:
     """Fork, kill and reap until the driver is gone; then nothing is left."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver closes in order
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["OMP_NUM_THREADS"] = "1"  # a worker has one core; for a torch that is loaded later
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)  # a worker has one core, and threads of OpenMP do not survive a fork
+        torch.set_num_threads(1)  # and threads of OpenMP do not survive a fork
     children: dict[int, _Running] = {}  # by descriptor of the process
     waiting = select.poll()
     waiting.register(commands, select.POLLIN)
