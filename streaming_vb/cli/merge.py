@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from streaming_vb.cli import output, run_directory, run_files
 from streaming_vb.errors import ConfigError
-from streaming_vb.streaming import posterior_algebra, snapshot
+from streaming_vb.streaming import forgetting, posterior_algebra, snapshot
 from streaming_vb.streaming.snapshot import POSTERIOR_FILE
 
 
@@ -32,7 +32,9 @@ def merge(
         posterior_algebra.require_same_model(first.settings, other.settings, name)
     posterior_algebra.require_memory(first.settings, approximate)
     family = run_directory.family(first.settings)
-    state = posterior_algebra.merge(family, first.state, second.state, common.state)
+    rule = forgetting.parse(first.settings["forgetting"], family)
+    size = first.settings["batch_size"] * first.settings["local_steps"]
+    state = posterior_algebra.merge(family, first.state, second.state, common.state, rule, size)
     to.mkdir(parents=True, exist_ok=True)
     _write_config(a, to, {"a": str(a), "b": str(b), "base": str(base)})
     snapshot.save(to / POSTERIOR_FILE, state, first.settings)

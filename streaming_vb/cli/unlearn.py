@@ -45,14 +45,16 @@ def unlearn(
     settings = snapshot.newest(run)[0].settings
     posterior_algebra.require_memory(settings, approximate)
     family = run_directory.family(settings)
-    rule = MergeRule(family, forgetting.parse(settings["forgetting"], family), measure=False)
+    forget = forgetting.parse(settings["forgetting"], family)
+    rule = MergeRule(family, forget, measure=False)
     store = Store(
         run, settings, rule=rule, keep_fit_state=settings["mode"] == "ordered", keep_deltas=True, background=False
     )
     recovered = store.open(snapshot.newest(run)[0].state)
     try:
         wanted = parse(interval, recovered.state.ledger, source)
-        state = posterior_algebra.unlearn(family, recovered.state, _kept(run, recovered.state, wanted))
+        delta, later = _kept(run, recovered.state, wanted)
+        state = posterior_algebra.unlearn(family, recovered.state, delta, forget, later)
     except BaseException:
         store.abandon()
         raise
@@ -113,19 +115,25 @@ def parse(text: str, ledger: Ledger, source: str | None) -> Interval:
     return Interval(found[0], partition, start, stop)
 
 
-def _kept(directory: Path, state: ServerState, wanted: Interval) -> Delta:
-    """The delta that the journal holds for exactly this interval."""
+def _kept(directory: Path, state: ServerState, wanted: Interval) -> tuple[Delta, list[int]]:
+    """The delta that the journal holds for exactly this interval, and the records of each merge after it."""
     if any(state.ledger.uncovered(wanted)):
         raise MergeRefused(f"{wanted}: not in the ledger, so there is nothing to unlearn")
+    found: Delta | None = None
+    later: list[int] = []
     near = []
     for entry in Segments(RealDisk(), directory / JOURNAL_DIRECTORY).after(None):
         if not isinstance(entry, Merged):
             continue
         interval = entry.delta.lease.interval
         if interval == wanted:
-            return entry.delta
+            found, later = entry.delta, []
+            continue
+        later.append(entry.delta.num_records)
         if interval in wanted or wanted in interval:
             near.append(interval)
+    if found is not None:
+        return found, later
     if any(wanted in entry.interval for entry in state.ledger.set_aside):
         raise MergeRefused(f"{wanted}: set aside, so the posterior holds nothing of it")
     if near:

@@ -6,17 +6,19 @@ joined, two can be compared, and an interval can be taken out again:
 
 The first is the sum of SDA-Bayes (Broderick et al. 2013, equation 7), with the ancestor C in the place of the prior.
 Both are exact for conjugate models, where evidence does not depend on what was known before it. Elsewhere they are
-approximate. What cannot be right is refused: adding is silent, so a record counted twice would never show.
+approximate; a run that forgets no longer holds all of C, or of Delta, and only what it still holds is subtracted. What
+cannot be right is refused: adding is silent, so a record counted twice would never show.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from streaming_vb.errors import MergeRefused, MergeRejected
+from streaming_vb.streaming.forgetting import Forgetting, Nothing
 from streaming_vb.streaming.ledger import Ledger
 from streaming_vb.streaming.merge import Ancestor, ServerState, average
 from streaming_vb.streaming.settings import Settings
@@ -160,8 +162,36 @@ def require_same_weights(a: ServerState, other: ServerState, name: str) -> None:
         )
 
 
-def merge(family: Family, a: ServerState, b: ServerState, base: ServerState) -> ServerState:
-    """lambda_A + lambda_B - lambda_C: what either learned since the base that both started from, once.
+def remembered(
+    forgetting: Forgetting,
+    natural: NaturalParameters,
+    prior: NaturalParameters,
+    num_new: Iterable[int],
+    num_records: int,
+) -> NaturalParameters:
+    """What is left of a posterior of `num_records` records after merges of `num_new` records each."""
+    for count in num_new:
+        natural = forgetting.forget(natural, prior, count, num_records)
+        num_records += count
+    return natural
+
+
+def merge(
+    family: Family,
+    a: ServerState,
+    b: ServerState,
+    base: ServerState,
+    forgetting: Forgetting = Nothing(),
+    interval_records: int = 1_000,
+) -> ServerState:
+    """What either learned since the base that both started from, once.
+
+    lambda = (lambda_A - C_A) + (lambda_B - C_B) + C_AB, where C_A, C_B and C_AB are what is left of the base after the
+    merges of A, of B and of both: all of it where nothing is forgotten, and then it is lambda_A + lambda_B - lambda_C.
+
+    Args:
+        forgetting: of the runs.
+        interval_records: that a merge had.
 
     Raises:
         MergeRefused: other weights or priors, a base that is not the ancestor of both, records counted twice, or a
@@ -172,8 +202,14 @@ def merge(family: Family, a: ServerState, b: ServerState, base: ServerState) -> 
     for name, state in (("A", a), ("B", b)):
         _require_base(state, base, name)
     _require_disjoint(a, b, base)
-    minus_base = base.posterior.scale(-1.0)
-    posterior = family.add(family.add(a.posterior, minus_base), b.posterior)
+    steps = [_steps(state.num_records - base.num_records, interval_records) for state in (a, b)]
+    of_a, of_b, of_both = (
+        remembered(forgetting, base.posterior, base.prior, counts, base.num_records)
+        for counts in (steps[0], steps[1], [*steps[0], *steps[1]])
+    )
+    learned_a = family.add(a.posterior, of_a.scale(-1.0))
+    learned_b = family.add(b.posterior, of_b.scale(-1.0))
+    posterior = family.add(family.add(learned_a, learned_b), of_both)
     _require_distribution(family, posterior, "A + B - base has a precision that is not positive, or is not finite")
     parents = identity(a), identity(b)
     ledger = a.ledger
@@ -191,11 +227,19 @@ def merge(family: Family, a: ServerState, b: ServerState, base: ServerState) -> 
     )
 
 
-def unlearn(family: Family, state: ServerState, delta: Delta) -> ServerState:
+def unlearn(
+    family: Family,
+    state: ServerState,
+    delta: Delta,
+    forgetting: Forgetting = Nothing(),
+    later: Sequence[int] = (),
+) -> ServerState:
     """lambda - Delta: the posterior without an interval, which the ledger keeps as set aside: it is not read again.
 
     Args:
         delta: exactly what was added for that interval.
+        forgetting: of the run.
+        later: records of each merge since then; by these it was forgotten.
 
     Raises:
         MergeRefused: the interval is not in the posterior, or what is left is no distribution.
@@ -205,7 +249,12 @@ def unlearn(family: Family, state: ServerState, delta: Delta) -> ServerState:
         raise MergeRefused(f"{interval}: not in the ledger, so there is nothing to unlearn")
     if is_unlearned(state.ledger, interval):
         raise MergeRefused(f"{interval}: unlearned before; taking it out twice would leave less than nothing of it")
-    posterior = family.add(state.posterior, delta.fit.natural.scale(-1.0))
+    evidence = delta.fit.natural
+    if not isinstance(forgetting, Nothing):
+        alone = family.add(state.prior, evidence)
+        left = remembered(forgetting, alone, state.prior, later, state.num_records - sum(later))
+        evidence = family.add(left, state.prior.scale(-1.0))
+    posterior = family.add(state.posterior, evidence.scale(-1.0))
     _require_distribution(family, posterior, f"without {interval} a precision is not positive, or is not finite")
     return replace(
         state,
@@ -230,6 +279,15 @@ def listed(intervals: Iterable[Interval], most: int = 5) -> str:
     found = list(intervals)
     more = f" and {len(found) - most:,} more" if len(found) > most else ""
     return " ".join(map(str, found[:most])) + more
+
+
+def _steps(total: int, size: int) -> list[int]:
+    """Counts of at most `size` that add up to `total`; none where so much was unlearned that it is negative.
+
+    >>> _steps(2_500, 1_000)
+    [1000, 1000, 500]
+    """
+    return [min(size, total - start) for start in range(0, total, size)]
 
 
 def _require_base(state: ServerState, base: ServerState, name: str) -> None:

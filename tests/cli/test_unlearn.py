@@ -16,7 +16,7 @@ from streaming_vb.sources.integers import IntegerSource
 from streaming_vb.streaming import snapshot
 from streaming_vb.streaming.ledger import Ledger
 from streaming_vb.streaming.run import run
-from streaming_vb.types import Array, Interval, SetAside
+from streaming_vb.types import Array, Interval, NaturalParameters, SetAside
 
 KEEP = replace(SETTINGS, keep_deltas=True)
 SOURCE = IntegerSource(95, 2)
@@ -138,16 +138,27 @@ def test_a_run_that_forgot_needs_to_be_told(tmp_path: Path) -> None:
     assert not answer("unlearn", tmp_path, "pass-0[0:10]", "--approximate")["exact"]
 
 
-def test_more_than_a_forgetful_run_still_holds_is_refused(tmp_path: Path) -> None:
+def test_of_a_run_that_forgot_only_what_it_still_holds_is_taken_out(tmp_path: Path) -> None:
     source = ArraySource({"x": np.full((40, 1), 10.0), "y": np.ones(40)})
-    settings = replace(KEEP, forgetting="window:1:0")
-    for _ in run(LinearRegression(1), source, settings, run_dir=tmp_path):
+    for _ in run(LinearRegression(1), source, replace(KEEP, forgetting="window:1:0"), run_dir=tmp_path):
         pass
-    typed("unlearn", tmp_path, "pass-0[0:10]", "--approximate")  # what the newest interval taught outweighs it
-    before = (tmp_path / "posterior.safetensors").read_bytes()
-    text = typed("unlearn", tmp_path, "pass-0[10:20]", "--approximate", code=2)
-    assert "without pass-0[10:20] a precision is not positive" in text
-    assert (tmp_path / "posterior.safetensors").read_bytes() == before
+    before = snapshot.load(tmp_path / "posterior.safetensors").state.posterior
+    typed("unlearn", tmp_path, "pass-0[0:10]", "--approximate")
+    after = snapshot.load(tmp_path / "posterior.safetensors").state.posterior
+    np.testing.assert_allclose(after["precision"], before["precision"], rtol=1e-3)
+
+
+def test_what_leaves_no_distribution_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    source = ArraySource({"x": np.ones((40, 1)), "y": np.ones(40)})
+    for _ in run(LinearRegression(1), source, KEEP, run_dir=tmp_path):
+        pass
+    path = tmp_path / "posterior.safetensors"
+    state, settings, _, generation = snapshot.load(path)
+    weaker = {**state.posterior.arrays, "precision": np.full((1, 1), 5.0)}
+    snapshot.save(path, replace(state, posterior=NaturalParameters(weaker)), settings, generation=generation)
+    before = path.read_bytes()
+    assert "without pass-0[0:10] a precision is not positive" in typed("unlearn", tmp_path, "pass-0[0:10]", code=2)
+    assert path.read_bytes() == before
 
 
 def test_of_several_sources_one_has_to_be_named(tmp_path: Path) -> None:

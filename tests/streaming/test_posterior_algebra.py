@@ -15,7 +15,7 @@ from streaming_vb.families.mean_field_normal import MeanFieldNormal
 from streaming_vb.models.ledger_model import LedgerModel
 from streaming_vb.models.linear_regression import LinearRegression
 from streaming_vb.streaming import posterior_algebra
-from streaming_vb.streaming.forgetting import Nothing
+from streaming_vb.streaming.forgetting import Nothing, Window
 from streaming_vb.streaming.ledger import Ledger
 from streaming_vb.streaming.merge import MergeRule, ServerState
 from streaming_vb.streaming.posterior_algebra import (
@@ -40,6 +40,7 @@ GENERATOR = np.random.default_rng(7)
 X = GENERATOR.normal(0.5, 1.0, (NUM_RECORDS, 3))
 Y = X @ np.array([1.0, -2.0, 0.5]) + GENERATOR.normal(0.0, 0.8, NUM_RECORDS)
 RULE = MergeRule(MODEL.family, Nothing())
+WINDOW = Window(MODEL.family, minimum=20, fraction=0.0)
 
 
 def empty(run_id: str = "base") -> ServerState:
@@ -225,6 +226,38 @@ def test_a_result_that_is_no_distribution_is_refused() -> None:
     broken = B.posterior.scale(1.0).arrays | {"precision": B.posterior["precision"] - 1e4 * np.eye(3)}
     with pytest.raises(MergeRefused, match="the result is no distribution"):
         merge(MODEL.family, A, replace(B, posterior=NaturalParameters(broken)), BASE)
+
+
+def forgetful(state: ServerState, intervals: Iterable[tuple[int, int]]) -> ServerState:
+    for start, stop in intervals:
+        state, receipt = MergeRule(MODEL.family, WINDOW)(state, delta(state, start, stop))
+        assert receipt.status == "merged", receipt.reason
+    return state
+
+
+def precision_of(start: int, stop: int) -> Array:
+    return X[start:stop].T @ X[start:stop] / 0.7
+
+
+def test_of_a_forgetful_run_only_what_it_still_holds_of_the_base_is_subtracted() -> None:
+    base = forgetful(empty(), [(0, 10), (10, 40)])
+    a = forgetful(started_from(base, "a"), [(40, 50)])
+    b = forgetful(started_from(base, "b"), [(50, 60)])
+    merged = merge(MODEL.family, a, b, base, WINDOW, interval_records=10)
+    prior = MODEL.prior(0)["precision"]
+    kept = np.exp(-20 / 20) * (base.posterior["precision"] - prior)  # 20 records, of a window of 20, came after it
+    expected = prior + kept + precision_of(40, 50) + precision_of(50, 60)
+    np.testing.assert_allclose(merged.posterior["precision"], expected, rtol=1e-10)
+    plain = merge(MODEL.family, a, b, base).posterior["precision"]
+    assert np.linalg.eigvalsh(merged.posterior["precision"] - plain)[0] > 1.0  # all of the base is too much
+
+
+def test_of_a_forgetful_run_only_what_it_still_holds_is_unlearned() -> None:
+    state = forgetful(empty(), [(0, 10), (10, 20), (20, 40)])
+    after = unlearn(MODEL.family, state, delta(state, 10, 20), WINDOW, later=[20])
+    kept = np.exp(-30 / 20) * precision_of(0, 10)
+    expected = MODEL.prior(0)["precision"] + kept + precision_of(20, 40)
+    np.testing.assert_allclose(after.posterior["precision"], expected, rtol=1e-10)
 
 
 def test_warm_starts_that_are_not_finite_are_refused() -> None:
