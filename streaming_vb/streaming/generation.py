@@ -6,9 +6,10 @@ still writes is never told to anybody.
 """
 
 import os
+import re
 import time
 import zlib
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from streaming_vb.errors import IntegrityError, RunInUse, StaleWriter
@@ -17,6 +18,7 @@ from streaming_vb.streaming.disk import Disk, File
 
 _PATIENCE = 2.0
 """Seconds to wait for the lock: a killed writer may take a moment to be gone."""
+_CLAIM = re.compile(r"\.generation-\d+\.tmp")
 
 
 class Generation:
@@ -45,16 +47,23 @@ class Generation:
         Raises:
             RunInUse: another process holds the lock.
             IntegrityError: the file with the number is corrupt.
+            StaleWriter: another process took the directory at the same moment.
         """
         lock = _locked(disk, directory)
         try:
-            number = max(_read(disk, directory) or 0, above) + 1
-            _write(disk, directory, number)
+            number = _claimed(disk, directory, above)
+            taken = cls(disk, directory, lock, number)
+            disk.replace(_claim(directory, number), directory / "generation")
+            disk.sync_directory(directory)
+            for name in disk.names(directory):  # of processes that died here, or sleep and must not rename any more
+                if _CLAIM.fullmatch(name):
+                    disk.unlink(directory / name)
+            taken.check()
         except BaseException:
             lock.close()
             raise
         reach("D2")
-        return cls(disk, directory, lock, number)
+        return taken
 
     def check(self) -> None:
         """Raise StaleWriter unless this is still the newest generation."""
@@ -117,17 +126,32 @@ def _read(disk: Disk, directory: Path) -> int | None:
     return int(number)
 
 
-def _write(disk: Disk, directory: Path, number: int) -> None:
-    temporary = directory / ".generation.tmp"
-    disk.unlink(temporary)
-    file = disk.create(temporary)
-    try:
-        file.write([_line(number)], 0)
-        file.sync()
-    finally:
-        file.close()
-    disk.replace(temporary, directory / "generation")
-    disk.sync_directory(directory)
+def _claimed(disk: Disk, directory: Path, above: int) -> int:
+    """A number for this process alone, written to a file that only waits for its name.
+
+    Locks may be lost, so another process may do the same now. To create a file under the number is to claim it; who
+    claimed a number that was given meanwhile tries the next one.
+    """
+    number = max(_read(disk, directory) or 0, above) + 1
+    while True:
+        claim = _claim(directory, number)
+        try:
+            file = disk.create(claim)
+        except FileExistsError:
+            number += 1
+            continue
+        with closing(file):
+            given = _read(disk, directory) or 0
+            if given < number:
+                file.write([_line(number)], 0)
+                file.sync()
+                return number
+        disk.unlink(claim)
+        number = given + 1
+
+
+def _claim(directory: Path, number: int) -> Path:
+    return directory / f".generation-{number}.tmp"
 
 
 def _line(number: int) -> bytes:

@@ -110,3 +110,20 @@ def test_a_full_disk_keeps_nobody_from_being_told_who_writes(tmp_path: Path) -> 
     with pytest.raises(RunInUse, match="process unknown"):
         take(tmp_path)
     held.release()
+
+
+def test_of_two_that_open_at_once_one_gets_the_directory(tmp_path: Path) -> None:
+    """The lock is lost while a process is about to rename its number; another takes the directory meanwhile."""
+    winners: list[Generation] = []
+
+    class Sleeps(RealDisk):
+        def replace(self, source: Path, target: Path) -> None:
+            winners.append(take_over(tmp_path))
+            super().replace(source, target)
+
+    with pytest.raises(FileNotFoundError):
+        Generation.take(Sleeps(), tmp_path)
+    winners[0].check()
+    assert winners[0].number == 2
+    winners[0].release()
+    assert take(tmp_path).number == 3
