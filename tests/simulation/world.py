@@ -188,7 +188,7 @@ class World:
             if record in poison:
                 return
         if self.faults["corrupt delta"] or any(
-            self.deaths[position] + self.idle_deaths >= 3 for position in change.positions()
+            self.deaths[position] + self.idle_deaths >= 2 for position in change.positions()
         ):
             return
         raise Violation(f"{change.interval} was set aside, and nothing is wrong with it")
