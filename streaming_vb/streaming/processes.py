@@ -84,7 +84,7 @@ class ProcessTransport:
         self._selector = selectors.DefaultSelector()
         self._server: _Child | None = None
         self._workers: dict[int, _Child] = {}
-        self._holders: dict[Interval, int] = {}
+        self._holders: dict[Interval, list[int]] = {}  # several where a fit is audited
         self._state: ServerState | None = None
         self._is_closed = self._lost_server = False
         self._fork_server = self._new_fork_server()
@@ -104,6 +104,7 @@ class ProcessTransport:
         """Start a worker under a number, ending one that is there; `WorkerUp` or `WorkerDown` follows."""
         if worker in self._workers:
             self._release(self._workers.pop(worker))
+            self._forget(worker)
         self._workers[worker] = self._start("worker", f"svb-worker-{worker}", worker, {})
 
     def stop_worker(self, worker: int) -> None:
@@ -117,12 +118,12 @@ class ProcessTransport:
 
     def push(self, lease: Lease, publish: bool, oldest_base: int) -> None:
         """Have the worker that holds the delta of a lease deliver it."""
-        holder = self._workers.get(self._holders.get(lease.interval, -1))
-        if holder is None:
+        holders = self._holders.get(lease.interval)
+        if not holders:
             self._notices.append(DeltaLost(lease.interval))
             return
         interval = messages.pack_interval(lease.interval)
-        self._tell(holder, "push", interval=interval, publish=publish, oldest_base=oldest_base)
+        self._tell(self._workers.get(holders[-1]), "push", interval=interval, publish=publish, oldest_base=oldest_base)
 
     def put_aside(self, interval: Interval, num_records: int, reason: str, publish: bool) -> None:
         """Tell the server that an interval is read but not learned."""
@@ -130,9 +131,9 @@ class ProcessTransport:
         self._tell(self._server, "put_aside", set_aside=entry, publish=publish)
 
     def drop(self, interval: Interval) -> None:
-        """Have the worker that holds the delta of an interval forget it."""
-        holder = self._workers.get(self._holders.pop(interval, -1))
-        self._tell(holder, "drop", interval=messages.pack_interval(interval))
+        """Have the workers that hold the delta of an interval forget it."""
+        for holder in self._holders.pop(interval, []):
+            self._tell(self._workers.get(holder), "drop", interval=messages.pack_interval(interval))
 
     def wait(self, timeout: float | None) -> Sequence[Notice]:
         """What happened, in order; waits for something to happen, at most `timeout` seconds."""
@@ -260,7 +261,7 @@ class ProcessTransport:
             }:
                 lease = messages.unpack_lease(packed)
                 if not why:
-                    self._holders[lease.interval] = worker
+                    self._holders.setdefault(lease.interval, []).append(worker)
                 self._notices.append(Fitted(worker, lease, elbo, num, why, digest))
             case {"kind": "gone", "lease": lease}:
                 self._notices.append(SnapshotGone(worker, messages.unpack_lease(lease)))
@@ -291,8 +292,14 @@ class ProcessTransport:
             self._notices.append(ServerDown(f"server: {reason}", child.error))
             return
         del self._workers[child.worker]
-        self._holders = {interval: worker for interval, worker in self._holders.items() if worker != child.worker}
+        self._forget(child.worker)
         self._notices.append(WorkerDown(child.worker, f"worker {child.worker}: {reason}"))
+
+    def _forget(self, worker: int) -> None:
+        """The deltas that a worker held are gone."""
+        for holders in self._holders.values():
+            if worker in holders:
+                holders.remove(worker)
 
     def _release(self, child: _Child) -> None:
         """End a process, and listen to it no longer."""

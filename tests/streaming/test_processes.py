@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from streaming_vb.errors import ClusterError, DataError, NumericalError, RunInUs
 from streaming_vb.inference import conjugate
 from streaming_vb.models.ledger_model import LedgerModel
 from streaming_vb.sources.integers import IntegerSource
-from streaming_vb.streaming import transport
+from streaming_vb.streaming import transport, wire
 from streaming_vb.streaming.forgetting import Nothing
 from streaming_vb.streaming.local_update import LocalUpdate
 from streaming_vb.streaming.merge import MergeRule, ServerState
@@ -62,10 +62,12 @@ class Run:
     source: IntegerSource = SOURCE
     server: type[Server] = Server
     run_dir: Path | None = None
+    is_audited: bool = False
 
     @property
     def local_update(self) -> LocalUpdate:
-        return LocalUpdate("run", MODEL, conjugate.build(MODEL), self.source, MODEL.prior(0), Nothing(), 0)
+        update = LocalUpdate("run", MODEL, conjugate.build(MODEL), self.source, MODEL.prior(0), Nothing(), 0)
+        return replace(update, is_audited=self.is_audited)
 
     def open_server(self, since: int | None) -> Server:
         state = ServerState("run", MODEL.prior(0), MODEL.prior(0), {})
@@ -201,6 +203,46 @@ def test_a_delta_is_kept_until_it_is_dropped(start: Start) -> None:
     processes.transport.drop(lease_of(0, 10).interval)
     processes.transport.push(lease_of(0, 10), True, 0)
     assert processes.next(DeltaLost) == DeltaLost(lease_of(0, 10).interval)
+
+
+def test_two_workers_compute_the_same_bits_from_one_lease(start: Start) -> None:
+    processes = start(Run(is_audited=True))
+    digests = []
+    for worker, lease in [(0, lease_of(0, 10)), (1, lease_of(0, 10)), (0, lease_of(10, 20))]:
+        processes.transport.fit(worker, lease)
+        digests.append(processes.next(Fitted).digest)  # type: ignore[union-attr]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_lease_that_two_workers_fitted_is_pushed_by_either_and_dropped_by_both(start: Start) -> None:
+    processes = start(Run())
+    processes.fit(0, lease_of(0, 10))
+    processes.fit(1, lease_of(0, 10))
+    processes.kill("svb-worker-1")
+    processes.next(WorkerDown)
+    assert processes.push(lease_of(0, 10)) == "merged"
+    processes.transport.drop(lease_of(0, 10).interval)
+    processes.transport.push(lease_of(0, 10), True, 0)
+    processes.next(DeltaLost)
+
+
+def test_a_worker_that_stops_in_the_middle_of_a_message_holds_up_nobody(start: Start) -> None:
+    processes = start(Run())
+    with processes.transport._door.connect() as stopped:
+        head, *_ = wire.encode({"kind": "push"}, {"natural.sum": np.zeros(1000)})
+        stopped.send(bytes(head)[:40])
+        processes.fit(0, lease_of(0, 10))
+        assert processes.push(lease_of(0, 10)) == "merged"
+
+
+def test_a_message_that_is_none_is_not_merged_and_harms_nobody(start: Start) -> None:
+    processes = start(Run())
+    with processes.transport._door.connect() as stranger:
+        stranger.send(b"GET / HTTP/1.1\r\n\r\n\r\n\r\n\r\n")
+        assert stranger.recv(1) == b""  # the server has hung up
+    processes.fit(0, lease_of(0, 10))
+    assert processes.push(lease_of(0, 10)) == "merged"
+    assert processes.transport.state().num_records == 10
 
 
 def test_an_interval_can_be_set_aside(start: Start) -> None:
