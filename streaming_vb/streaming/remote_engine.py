@@ -159,7 +159,7 @@ class RemoteEngine:
         self._elapsed = self._transport.now() - self._started
         try:
             late = self._drain()
-            self._final_state = self._transport.state() if self._server_is_up else None
+            self._final_state = self._last_state()
         finally:
             self._transport.close()
         return late
@@ -183,6 +183,16 @@ class RemoteEngine:
         while self._outbox and self._server_is_up and self._transport.now() < deadline:
             self._step()
         return [event for event in self._events if isinstance(event, Answered)]
+
+    def _last_state(self) -> ServerState | None:
+        """The state published last; none where the server died and does not come back in time."""
+        deadline = self._transport.now() + _DRAIN_SECONDS
+        while self._transport.now() < deadline and (self._server_is_up or self._is_durable):
+            try:
+                return self._transport.state()
+            except ConnectionError:
+                self._step()
+        return None
 
     def _step(self) -> None:
         """Take what happened, and do what is due."""
