@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 class _Point(NamedTuple):
     action: str
-    count: int
+    times: int
     token: str
 
 
@@ -32,7 +32,7 @@ def _parse(text: str) -> dict[str, _Point]:
     """The points of a setting.
 
     >>> _parse("S4:kill:3,W1:stop:1:/tmp/token")
-    {'S4': _Point(action='kill', count=3, token=''), 'W1': _Point(action='stop', count=1, token='/tmp/token')}
+    {'S4': _Point(action='kill', times=3, token=''), 'W1': _Point(action='stop', times=1, token='/tmp/token')}
     """
     points = {}
     for part in filter(None, text.split(",")):
@@ -56,7 +56,7 @@ def _act(name: str) -> None:
     if point is None:
         return
     _reached[name] = _reached.get(name, 0) + 1
-    if _reached[name] < point.count or (not point.token and _reached[name] > point.count):
+    if _reached[name] < point.times or (not point.token and _reached[name] > point.times):
         return
     if point.token:
         try:

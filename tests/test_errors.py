@@ -9,11 +9,14 @@ EXIT_CODES = {
     "ConfigError": 2,
     "MissingExtra": 2,
     "ResumeMismatch": 2,
+    "RunInUse": 2,
+    "MergeRefused": 2,
     "SourceError": 3,
     "DataError": 3,
     "ClusterError": 4,
     "IntegrityError": 5,
     "FormatTooNew": 5,
+    "StaleWriter": 5,
 }
 
 

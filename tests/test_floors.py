@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "seeding": 0,
     "buffers": 0,
+    "failpoints": 0,
     "families": 1,
     "likelihoods": 1,
     "sources": 1,

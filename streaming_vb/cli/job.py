@@ -120,7 +120,7 @@ def _greet(prepared: Prepared, engine: Engine, output: Output) -> None:
     for note in position.notes:
         output.say(note)
     if position.version:
-        output.say(f"goes on at version {position.version:,}, {position.num_records:,} records")
+        output.say(f"resumed at version {position.version:,}, {position.num_records:,} records")
     covered = position.merged.num_covered(prepared.local_update.source.fingerprint)
     if prepared.settings.records is not None and covered >= prepared.settings.records:
         output.say(f"nothing left to stream: --records is {prepared.settings.records:,}. Raise it to go on")

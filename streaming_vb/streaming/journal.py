@@ -119,8 +119,13 @@ class Segments:
         return max((number for _, number in self._by_key), default=0)
 
     def disowns(self, generation: int, at: Mark) -> bool:
-        """Whether a snapshot at this mark was saved by a generation after a newer one had begun before that mark."""
+        """Whether a snapshot at this mark was saved by a generation after a newer one had begun before that mark.
+
+        Generation 0 is none of a server: an older format, or a file that somebody put there.
+        """
         base = None
+        if generation == 0:
+            return False
         for segment in self._backwards():
             if segment.generation <= generation:
                 break
@@ -312,15 +317,25 @@ class Journal:
             self._free.append(self._own.pop(0))
         reach("S8")
 
-    def close(self, *, remove: bool) -> None:
-        """Close the files; remove them all where a snapshot holds everything."""
-        owned, self._own, self._free = [*self._free, *self._own], [], []
-        for own in owned:
-            own.file.close()
-        if remove:
-            for path in [*self._strays, *(part.path for part in self._before), *(own.path for own in owned)]:
+    def close(self, *, saved: Mark | None = None) -> None:
+        """Close the files.
+
+        Args:
+            saved: a snapshot at this mark holds everything: one segment is left that says so, and an older snapshot is
+                then never taken for the newest. None leaves the journal as it is.
+        """
+        if saved is not None:
+            self._free, spare = [], self._free
+            self.begin(saved)
+            outdated = [*(own.path for own in (*spare, *self._own[:-1])), *self._strays]
+            for path in [*outdated, *(part.path for part in self._before)]:
                 self._disk.unlink(path)
             self._disk.sync_directory(self._directory)
+            for own in spare:
+                own.file.close()
+        for own in (*self._free, *self._own):
+            own.file.close()
+        self._own, self._free = [], []
 
     def _created(self) -> "_OwnSegment":
         path = self._directory / f"{self._generation:06d}-{self._next_slot:06d}.journal"

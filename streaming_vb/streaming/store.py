@@ -9,6 +9,7 @@ newest snapshot that is whole and to merge what the journal has beyond it, with 
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,10 @@ class Store:
             self._remove_temporary_files()
             segments = Segments(self._disk, journal_directory)
             found, notes = self._snapshot(segments, initial)
-            recovered = self._replayed(found.state, segments, notes)
+            try:
+                recovered = self._replayed(found.state, segments, notes)
+            except IntegrityError as error:  # the older snapshot may be too old for what is left of the journal
+                raise IntegrityError("; ".join([*notes, str(error)])) from error
             self._saved = Mark(-1, -1) if notes else mark(found.state)  # a damaged one is replaced at the next chance
             self._journal = Journal(
                 self._disk,
@@ -180,7 +184,7 @@ class Store:
             self._collect()
 
     def close(self, state: ServerState) -> None:
-        """Save a state, remove the journal if it holds nothing more (and deltas are not kept), and let go of the
+        """Save a state, empty the journal if it holds nothing more (and deltas are not kept), and let go of the
         directory.
 
         Raises:
@@ -190,11 +194,12 @@ class Store:
             self.sync()
             self._collect(wait=True)
             is_saved = self._save_last(state)
-            self._journal.close(remove=is_saved and self._ends_published and not self._keep_deltas)
+            if is_saved and self._ends_published and not self._keep_deltas:
+                self._journal.close(saved=mark(state))
         except JournalBroken:
             raise
         except OSError as error:
-            self._failed("removing the journal", error)
+            self._failed("emptying the journal", error)
         finally:
             self.abandon()
 
@@ -202,7 +207,7 @@ class Store:
         """Let go of the directory and save nothing: what was synced is recovered by the next to open it."""
         if self._executor is not None:
             self._executor.shutdown()
-        self._journal.close(remove=False)
+        self._journal.close()
         self._generation.release()
 
     def take_notes(self) -> list[str]:
@@ -226,8 +231,10 @@ class Store:
             self._save(initial)
             return PosteriorFile(initial, self._settings, {}, self._generation.number), []
         found, notes = snapshot.newest(self._directory, self._disk)
-        is_ours = found.generation > 0  # others are of no server: an older format, or one put there by hand
-        if not (is_ours and segments.disowns(found.generation, mark(found.state))):
+        if notes:  # a disk that could not be read for a moment must not send the run back: look again
+            with suppress(IntegrityError):
+                found, notes = snapshot.load(self._directory / POSTERIOR_FILE, self._disk), []
+        if not segments.disowns(found.generation, mark(found.state)):
             return found, notes
         older = snapshot.load(self._directory / PREVIOUS_FILE, self._disk)
         if segments.disowns(older.generation, mark(older.state)):

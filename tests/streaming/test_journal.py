@@ -114,7 +114,7 @@ def test_any_schedule_over_any_number_of_generations(steps: list[tuple[str, int]
                 else:
                     journal.trim(bases[-1])
                     bases = bases[-1:]
-            journal.close(remove=False)
+            journal.close()
         start = bases[-1]
         found, segments = read(directory, start)
         assert prints(found) == prints(appended)[start.num_covered :]
@@ -247,7 +247,7 @@ def test_a_file_that_lost_entries_on_which_the_next_one_counts_is_an_error(tmp_p
 
 
 def test_files_that_were_swapped_or_copied_are_an_error(tmp_path: Path) -> None:
-    written(tmp_path, [0]).close(remove=False)
+    written(tmp_path, [0]).close()
     written(tmp_path, [1], generation=2, base=Mark(1, 1))
     one, two = sorted(tmp_path.iterdir())
     shutil.copy(two, tmp_path / "000002-000009.journal")
@@ -277,8 +277,8 @@ def test_what_an_overtaken_writer_adds_does_not_count(tmp_path: Path) -> None:
 
 
 def test_files_of_older_generations_are_kept_until_no_snapshot_needs_them(tmp_path: Path) -> None:
-    written(tmp_path, [0]).close(remove=False)
-    written(tmp_path, [1], generation=2, base=Mark(1, 1)).close(remove=False)
+    written(tmp_path, [0]).close()
+    written(tmp_path, [1], generation=2, base=Mark(1, 1)).close()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     journal = written(tmp_path, [2], generation=3, base=Mark(2, 2))
     assert before.items() <= {path.name: path.read_bytes() for path in tmp_path.iterdir()}.items()
@@ -287,8 +287,11 @@ def test_files_of_older_generations_are_kept_until_no_snapshot_needs_them(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} & before.keys() == {"000002-000000.journal"}
     journal.trim(Mark(2, 2))
     assert not {path.name for path in tmp_path.iterdir()} & before.keys()
-    journal.close(remove=True)
-    assert list(tmp_path.iterdir()) == []
+    journal.close(saved=Mark(3, 3))
+    assert len(list(tmp_path.iterdir())) == 1
+    assert list(Segments(RealDisk(), tmp_path).after(Mark(3, 3))) == []
+    with pytest.raises(IntegrityError, match="the snapshot holds version 2, the journal goes on from 3"):
+        list(Segments(RealDisk(), tmp_path).after(Mark(2, 2)))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
@@ -383,9 +386,10 @@ def test_a_header_with_entries_behind_it_was_durable(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_an_overtaken_writer_is_known_by_its_generation(tmp_path: Path) -> None:
-    written(tmp_path, [0, 1, 2]).close(remove=False)
+    written(tmp_path, [0, 1, 2]).close()
     written(tmp_path, [], generation=2, base=Mark(3, 3))
     segments = Segments(RealDisk(), tmp_path)
     assert not segments.disowns(1, Mark(3, 3))
     assert segments.disowns(1, Mark(4, 4))
     assert not segments.disowns(2, Mark(4, 4))
+    assert not segments.disowns(0, Mark(4, 4))

@@ -129,10 +129,11 @@ def test_answers_to_what_was_merged_since_the_snapshot_are_remembered(tmp_path: 
     ]
 
 
-def test_after_close_the_posterior_file_holds_everything_and_the_journal_is_gone(tmp_path: Path) -> None:
+def test_after_close_the_posterior_file_holds_everything_and_the_journal_is_empty(tmp_path: Path) -> None:
     run = Run(tmp_path).pushes(9)
     run.store.close(run.state)
-    assert list((tmp_path / "journal").iterdir()) == []
+    assert list(Segments(RealDisk(), tmp_path / "journal").after(None)) == []
+    assert sum(path.stat().st_size for path in (tmp_path / "journal").iterdir()) < 1_000
     assert bits(snapshot.load(tmp_path / "posterior.safetensors").state) == bits(run.state)
     again = Run(tmp_path)
     assert bits(again.state) == bits(run.state)
@@ -269,6 +270,27 @@ def test_where_the_snapshot_is_damaged_the_one_before_and_the_journal_give_the_s
     assert "used previous.safetensors" in again.recovered.notes[0]
     again.store.close(again.state)  # and the damaged one is replaced
     assert bits(snapshot.load(path).state) == bits(run.state)
+
+
+def test_a_snapshot_that_could_not_be_read_for_a_moment_is_read_again(tmp_path: Path) -> None:
+    run = Run(tmp_path).pushes(90)
+    run.store.close(run.state)  # what the one before lacks is nowhere but in the newest
+    disk = FaultyDisk()
+    disk.fail("open", "posterior", errno.EIO)
+    again = Run(tmp_path, disk=disk)
+    assert bits(again.state) == bits(run.state)
+    assert again.recovered.notes == ()
+
+
+def test_after_close_the_snapshot_before_is_too_old_to_stand_in_for_a_damaged_one(tmp_path: Path) -> None:
+    """What it lacks was told and is nowhere else: people must know."""
+    run = Run(tmp_path).pushes(91)
+    run.store.close(run.state)
+    path = tmp_path / "posterior.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="used previous.safetensors .* the journal goes on from") as caught:
+        Run(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_journal_without_its_snapshot_is_an_error(tmp_path: Path) -> None:
