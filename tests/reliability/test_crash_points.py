@@ -14,7 +14,7 @@ from crash_points import every_point, what_goes_wrong
 from ledger_run import LedgerRun
 
 from streaming_vb.streaming import generation
-from streaming_vb.streaming.journal import Journal
+from streaming_vb.streaming.journal import Journal, mark
 from streaming_vb.streaming.store import Store
 
 RUN = LedgerRun(33)
@@ -45,7 +45,7 @@ def test_the_run_rotates_trims_and_uses_files_again(tmp_path: Path, monkeypatch:
 
 
 def _remove_journal_first(store: Store, state: Any) -> None:
-    store._journal.close(remove=True)
+    store._journal.close(saved=mark(state))
     store._save_last(state)
     store.abandon()
 

@@ -35,6 +35,10 @@ class FaultyDisk(RealDisk):
         self.check("create", path)
         return _FaultyFile(self, path, super().create(path))
 
+    def open(self, path: Path) -> File:
+        self.check("open", path)
+        return super().open(path)
+
     def replace(self, source: Path, target: Path) -> None:
         self.check("replace", target)
         super().replace(source, target)

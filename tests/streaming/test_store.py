@@ -288,7 +288,7 @@ def test_after_close_the_snapshot_before_is_too_old_to_stand_in_for_a_damaged_on
     run.store.close(run.state)
     path = tmp_path / "posterior.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(IntegrityError, match="used previous.safetensors .* the journal goes on from") as caught:
+    with pytest.raises(IntegrityError, match=r"used previous.safetensors .* the journal goes on from") as caught:
         Run(tmp_path)
     assert "\n" not in str(caught.value)
 
