@@ -44,6 +44,7 @@ def connect(address: str | None, num_cpus: int) -> bool:
             logging_level=logging.ERROR,
             configure_logging=True,
         )
+        _keep_off_stdout()
     except Exception as error:  # Ray raises RuntimeError, ConnectionError, ValueError and its own
         raise _unreachable(address, " ".join(str(error).split())[:200]) from error
     return True
@@ -71,6 +72,16 @@ def _require_listener(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         raise _unreachable(address, str(error)) from error
+
+
+def _keep_off_stdout() -> None:
+    """Ray prints on stdout that an actor died, whatever was asked of it; there a program's results belong."""
+    to_stream = ray._private.worker.print_to_stdstream
+
+    def to_stderr(data: dict[str, Any], *arguments: Any, **named: Any) -> None:
+        to_stream({**data, "is_err": True}, *arguments, **named)
+
+    ray._private.worker.print_to_stdstream = to_stderr
 
 
 def _unreachable(address: str | None, reason: str) -> ClusterError:

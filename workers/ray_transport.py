@@ -5,8 +5,8 @@
 
 The driver moves references: a delta travels from worker to server without passing its memory. What a call returns
 belongs to the driver, so a delta outlives its worker and can be pushed again, and a snapshot outlives its server. Ray
-repeats nothing by itself: a call whose request or answer may be lost is made again here, because every call to the
-server is harmless twice.
+repeats nothing by itself: a call whose request or answer was lost is made again here, because every call is harmless
+twice. So a lost message is not the death of a worker, for which the record that it read could be blamed.
 """
 
 import logging
@@ -52,7 +52,7 @@ from workers.parameter_server import LOCK_SECONDS, ParameterServer
 logger = logging.getLogger(__name__)
 
 _TRIES = 3
-"""Calls in a row without an answer that make a server one that is gone."""
+"""Calls in a row without an answer that make an actor one that is gone."""
 _CLOSE_SECONDS = 60.0
 """How long a server may take to save its last snapshot; after that it is killed, and the journal has everything."""
 _FULL = "the disk of the server is full: nothing is merged until there is space. Free some; the run then goes on"
@@ -61,13 +61,19 @@ _SPACE = "there is space again: the run goes on"
 
 @dataclass(slots=True)
 class _Call:
-    """A call to the server in flight: how it is made (returns two references), and what takes its two answers."""
+    """A call in flight that can be made again. It has two answers: the driver reads the first and passes the second on.
+
+    Attributes:
+        make: makes the call; gives two references.
+        take: gets the first answer, and the reference of the second.
+        fail: gets the error.
+    """
 
     make: Callable[[], tuple[Any, Any]]
     take: Callable[[Any, Any], None]
-    interval: Interval | None = None
+    fail: Callable[[RayError], None]
     second: Any = None
-    tries: int = 1
+    tries: int = 0
 
 
 def engine(prepared: Prepared, workers: int, address: str | None = None) -> RemoteEngine:
@@ -115,8 +121,8 @@ class RayTransport:
         self._notices: list[Notice] = []
         self._server: Any = None
         self._workers: dict[int, Any] = {}
-        self._calls: dict[Any, _Call] = {}
-        self._tasks: dict[Any, Callable[[Any], None]] = {}
+        self._server_calls: dict[Any, _Call] = {}
+        self._worker_calls: dict[Any, _Call] = {}
         self._deltas: dict[Interval, Any] = {}
         self._snapshots: dict[int, Any] = {}
         self._is_up = self._lost_server = self._disk_is_full = self._is_closed = False
@@ -132,7 +138,10 @@ class RayTransport:
         self._lost_server = False
         actor = ray.remote(ParameterServer).options(num_cpus=0, max_restarts=0, max_task_retries=0, **self._place)
         server = self._server = actor.remote(self._setup, since, self._lock_seconds)
-        self._call(_Call(lambda: server.open.options(num_returns=2).remote(), self._opened))
+        self._call_server(
+            lambda: server.open.options(num_returns=2).remote(),
+            lambda position, snapshot: self._opened(server, position, snapshot),
+        )
 
     def start_worker(self, worker: int) -> None:
         """Start a worker under a number, ending one that is there; `WorkerUp` or `WorkerDown` follows."""
@@ -141,16 +150,15 @@ class RayTransport:
             num_cpus=1, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )
         started = self._workers[worker] = actor.remote(self._local_update)
-
-        def ready(ref: Any) -> None:
-            try:
-                ray.get(ref)
-            except RayError as error:
-                self._worker_down(worker, started, error, "Every node needs the same Python, Ray and streaming-vb")
-            else:
-                self._notices.append(WorkerUp(worker))
-
-        self._tasks[started.ready.remote()] = ready
+        hint = "Every node needs the same Python, Ray and streaming-vb"
+        _make(
+            self._worker_calls,
+            _Call(
+                lambda: (started.ready.remote(), None),
+                lambda *_: self._notices.append(WorkerUp(worker)),
+                lambda error: self._worker_down(worker, started, error, hint),
+            ),
+        )
 
     def stop_worker(self, worker: int) -> None:
         """Kill a worker; `WorkerDown` follows where it had something to do."""
@@ -159,36 +167,36 @@ class RayTransport:
 
     def fit(self, worker: int, lease: Lease) -> None:
         """Hand a lease and the snapshot that it names to an idle worker."""
-        actor = self._workers[worker]
-        report, delta = actor.process.options(num_returns=2).remote(lease, self._snapshot(lease.base_version))
-        self._tasks[report] = lambda ref: self._fitted(worker, actor, lease, ref, delta)
+        actor, snapshot = self._workers[worker], self._snapshot(lease.base_version)
+        _make(
+            self._worker_calls,
+            _Call(
+                lambda: actor.process.options(num_returns=2).remote(lease, snapshot),
+                lambda report, delta: self._fitted(worker, lease, report, delta),
+                lambda error: self._not_fitted(worker, actor, lease, error),
+            ),
+        )
 
     def push(self, lease: Lease, publish: bool, oldest_base: int) -> None:
         """Hand the delta of a lease to the server."""
-        interval, server = lease.interval, self._server
+        interval, server, delta = lease.interval, self._server, self._deltas.get(lease.interval)
         self._forget_snapshots(oldest_base)
-        if interval not in self._deltas:
+        if delta is None:
             self._notices.append(DeltaLost(interval))
         elif server is not None:
-            delta = self._deltas[interval]
-            self._call(
-                _Call(
-                    lambda: server.push.options(num_returns=2).remote(delta, publish, oldest_base),
-                    lambda receipt, snapshot: self._answered(interval, publish, receipt, snapshot),
-                    interval,
-                )
+            self._call_server(
+                lambda: server.push.options(num_returns=2).remote(delta, publish, oldest_base),
+                lambda receipt, snapshot: self._answered(interval, publish, receipt, snapshot),
+                delta_of=interval,
             )
 
     def put_aside(self, interval: Interval, num_records: int, reason: str, publish: bool) -> None:
         """Tell the server that an interval is read but not learned."""
         server = self._server
         if server is not None:
-            self._call(
-                _Call(
-                    lambda: server.set_aside.options(num_returns=2).remote(interval, num_records, reason, publish),
-                    lambda receipt, snapshot: self._answered(interval, publish, receipt, snapshot),
-                    interval,
-                )
+            self._call_server(
+                lambda: server.set_aside.options(num_returns=2).remote(interval, num_records, reason, publish),
+                lambda receipt, snapshot: self._answered(interval, publish, receipt, snapshot),
             )
 
     def drop(self, interval: Interval) -> None:
@@ -201,7 +209,7 @@ class RayTransport:
         while not self._notices and not self._is_closed:
             remaining = None if deadline is None else max(deadline - self.now(), 0.0)
             # The server answers in the order of the calls, so the oldest is awaited: versions are seen in order.
-            refs = [*list(self._calls)[:1], *self._tasks]
+            refs = [*list(self._server_calls)[:1], *self._worker_calls]
             done, _ = ray.wait(refs, num_returns=1, timeout=remaining, fetch_local=False) if refs else ([], [])
             if not done:
                 break
@@ -257,35 +265,41 @@ class RayTransport:
         except (RayError, StreamingVBError, OSError) as error:
             logger.warning("the last snapshot is not saved (%s); the journal has everything", _one_line(error))
 
+    def _call_server(
+        self,
+        make: Callable[[], tuple[Any, Any]],
+        take: Callable[[Any, Any], None],
+        delta_of: Interval | None = None,
+    ) -> None:
+        server = self._server
+
+        def fail(error: RayError) -> None:
+            if delta_of is not None and _is_caused_by(error, ObjectLostError):
+                self._deltas.pop(delta_of, None)
+                self._notices.append(DeltaLost(delta_of))
+            elif server is self._server:
+                self._server_down(error)
+
+        _make(self._server_calls, _Call(make, take, fail))
+
     def _take(self, ref: Any) -> None:
-        if ref in self._tasks:
-            self._tasks.pop(ref)(ref)
-            return
-        call = self._calls.pop(ref)
+        """Take an answer; where it, or its request, was lost, the call is made again."""
+        calls = self._server_calls if ref in self._server_calls else self._worker_calls
+        call = calls.pop(ref)
         try:
             first = ray.get(ref)
-        except ActorUnavailableError as error:  # the request or its answer is lost, or the server is
-            if call.tries == _TRIES:
-                self._server_down(error)
-            else:
-                call.tries += 1
-                self._call(call)
-        except RayTaskError as error:
-            if call.interval is not None and isinstance(error.cause, ObjectLostError):
-                self._deltas.pop(call.interval, None)
-                self._notices.append(DeltaLost(call.interval))
-            else:
-                self._server_down(error)
         except RayError as error:
-            self._server_down(error)
+            is_lost = isinstance(error, ActorUnavailableError) and not isinstance(error, RayTaskError)
+            if is_lost and call.tries < _TRIES:
+                _make(calls, call)
+            else:
+                call.fail(error)
         else:
             call.take(first, call.second)
 
-    def _call(self, call: _Call) -> None:
-        first, call.second = call.make()
-        self._calls[first] = call
-
-    def _opened(self, position: Position, snapshot: Any) -> None:
+    def _opened(self, server: Any, position: Position, snapshot: Any) -> None:
+        if server is not self._server:
+            return
         if self._run_dir is not None and not (self._run_dir / POSTERIOR_FILE).exists():
             error = ClusterError(
                 f"the server wrote {self._run_dir} on another machine, and this one does not see it. Give a "
@@ -307,25 +321,21 @@ class RayTransport:
             self._snapshots.setdefault(receipt.version, snapshot)  # the first one, where the server kept it
         self._notices.append(Answer(interval, receipt))
 
-    def _fitted(self, worker: int, actor: Any, lease: Lease, ref: Any, delta: Any) -> None:
-        try:
-            report: Report | None = ray.get(ref)
-        except RayTaskError as error:
-            if isinstance(error.cause, StreamingVBError):
-                self._notices.append(Failed(error.cause))
-            elif isinstance(error.cause, ObjectLostError | RayActorError):  # the snapshot is lost, not the worker
-                self._snapshot_gone(worker, lease)
-            else:
-                self._worker_down(worker, actor, error)
-        except RayError as error:
-            self._worker_down(worker, actor, error)
+    def _fitted(self, worker: int, lease: Lease, report: Report | None, delta: Any) -> None:
+        if report is None:
+            self._snapshot_gone(worker, lease)
+            return
+        if not report.failure:
+            self._deltas[lease.interval] = delta
+        self._notices.append(Fitted(worker, lease, report.elbo, report.num_records, report.failure, report.digest))
+
+    def _not_fitted(self, worker: int, actor: Any, lease: Lease, error: RayError) -> None:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, StreamingVBError):
+            self._notices.append(Failed(error.cause))
+        elif _is_caused_by(error, ObjectLostError, RayActorError):  # the snapshot is lost, not the worker
+            self._snapshot_gone(worker, lease)
         else:
-            if report is None:
-                self._snapshot_gone(worker, lease)
-                return
-            if not report.failure:
-                self._deltas[lease.interval] = delta
-            self._notices.append(Fitted(worker, lease, report.elbo, report.num_records, report.failure, report.digest))
+            self._worker_down(worker, actor, error)
 
     def _snapshot(self, version: int) -> Any:
         """A reference to a version; where none is kept here the server is asked, and none is there without it."""
@@ -360,12 +370,11 @@ class RayTransport:
             return
         ray.kill(self._server)
         self._server, self._is_up = None, False
-        calls, self._calls = self._calls, {}
+        calls, self._server_calls = self._server_calls, {}
         answers, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0.0) if calls else ([], [])
         for ref in answers:
-            if calls[ref].interval is not None:
-                with suppress(RayError):
-                    calls[ref].take(ray.get(ref), calls[ref].second)
+            with suppress(RayError):
+                calls[ref].take(ray.get(ref), calls[ref].second)
 
     def _disconnect(self) -> None:
         if self._owns_cluster:
@@ -374,6 +383,17 @@ class RayTransport:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _make(calls: dict[Any, _Call], call: _Call) -> None:
+    call.tries += 1
+    first, call.second = call.make()
+    calls[first] = call
+
+
+def _is_caused_by(error: RayError, *kinds: type[RayError]) -> bool:
+    """Whether a call failed because of something that it was handed."""
+    return isinstance(error, RayTaskError) and isinstance(error.cause, kinds)
 
 
 def _ask(call: Callable[[], Any], timeout: float | None = None) -> Any:
