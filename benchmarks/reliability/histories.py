@@ -33,7 +33,7 @@ NOT_MODELLED = (
     "directories whose creation is lost, file systems that reorder names within one rename",
     "threads of one process interleaved between two disk operations",
     "sockets, Ray, fork, signals, real time: other tests kill real processes",
-    "records that cannot be scored, audits, kept deltas",
+    "audits, kept deltas",
     "models whose fits take weights: the model is a ledger of integers with a trace",
 )
 _CHUNK = 100

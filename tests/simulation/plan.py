@@ -26,6 +26,7 @@ class Task:
         size: records per interval.
         killers: ids whose fit kills the worker, every time.
         nan_once, nan_always: ids whose fit is NaN.
+        bad: ids of records that cannot be scored.
         ramp, round_size: of the scheduler.
         max_staleness: versions.
     """
@@ -37,21 +38,29 @@ class Task:
     killers: frozenset[int]
     nan_once: frozenset[int]
     nan_always: frozenset[int]
+    bad: frozenset[int]
     ramp: int
     round_size: int
     max_staleness: int
 
     def prepared(self) -> Prepared:
         """The run, as every engine takes it."""
-        model = TracedModel()
+        model = TracedModel(self.bad)
         prior = model.prior(0)
         primitive = Traced(model, self.nan_once, self.nan_always)
         state = ServerState("run", prior, prior, primitive.initial_state())
         settings = Settings(
-            mode=self.mode, batch_size=self.size, local_steps=1, ramp=self.ramp, round_size=self.round_size
+            mode=self.mode,
+            batch_size=self.size,
+            local_steps=1,
+            ramp=self.ramp,
+            round_size=self.round_size,
+            bad_records="set-aside",
         )
         source = IntegerSource(self.records, self.partitions)
-        local_update = LocalUpdate("run", model, primitive, source, prior, Nothing(), 0)
+        local_update = LocalUpdate(
+            "run", model, primitive, source, prior, Nothing(), seed=0, sets_bad_records_aside=True
+        )
         rule = MergeRule(model.family, Nothing(), measure=False)
         screening = Screening(max_staleness=self.max_staleness)
         return Prepared(local_update, state, rule, screening, settings, {"seed": 0}, RUN_DIR)
@@ -129,6 +138,7 @@ def _task(mode: str, random: Random) -> Task:
         killers=some(0.25),
         nan_once=some(0.25),
         nan_always=some(0.25),
+        bad=some(0.25),
         ramp=random.choice((0, 0, 10)),
         round_size=random.randint(2, 6),
         max_staleness=random.choice((2, 4, 1_000)) if mode == "async" else 1_000,

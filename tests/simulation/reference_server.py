@@ -19,10 +19,11 @@ class Violation(AssertionError):
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that a server did: an interval merged, or set aside (`learned` is false)."""
+    """One thing that a server did: an interval merged but for some bad records, or set aside (`learned` is false)."""
 
     interval: Interval
     learned: bool
+    bad: frozenset[Position] = frozenset()
 
     def positions(self) -> set[Position]:
         return {(self.interval.partition, at) for at in range(self.interval.start, self.interval.stop)}
@@ -52,7 +53,7 @@ class ReferenceServer:
             raise Violation(f"{change.interval} was counted twice, at {sorted(again)[:3]}")
         self.covered |= positions
         total = self.sums[-1]
-        for position in positions if change.learned else ():
+        for position in positions - change.bad if change.learned else ():
             total = tuple(a + b for a, b in zip(total, self._evidence(position), strict=True))  # type: ignore[assignment]
         self.sums.append(total)
         self.versions.append(self.versions[-1] + change.learned)

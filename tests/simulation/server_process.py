@@ -63,7 +63,8 @@ class Owner(Protocol):
 def change_of(entry: Entry) -> Change:
     """What an entry of the journal changes."""
     if isinstance(entry, Merged):
-        return Change(entry.delta.lease.interval, learned=True)
+        bad = (Change(part.interval, learned=False).positions() for part in entry.delta.bad_records)
+        return Change(entry.delta.lease.interval, learned=True, bad=frozenset().union(*bad))
     return Change(entry.set_aside.interval, learned=False)
 
 
@@ -213,6 +214,7 @@ class ServerProcess(DiskUser):
         self.line.apply(change)
         if isinstance(entry, Merged):
             self._check_merge(entry.delta)
+            self.world.check_bad(change)
         else:
             self.world.check_set_aside(change)
 

@@ -2,7 +2,8 @@
 that a fit may depend on (base version, share, seed, fit state, order of merges), so that ordered runs can be compared
 to the bit; and a second group of parameters, so that a torn state shows.
 
-Some records misbehave: they make the fit NaN once or always. Records that kill a worker are the world's affair.
+Some records misbehave: they cannot be scored, or make the fit NaN once or always. Records that kill a worker are the
+world's affair.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from streaming_vb.errors import DataError
 from streaming_vb.families.unit_normal import UnitNormal
 from streaming_vb.models.ledger_model import LedgerModel
 from streaming_vb.types import Array, Fit, FitState, NaturalParameters, Records
@@ -42,7 +44,13 @@ class Groups(UnitNormal):
 
 @dataclass(frozen=True, slots=True)
 class TracedModel(LedgerModel):
-    """The ledger model with a twin and a trace."""
+    """The ledger model with a twin and a trace.
+
+    Attributes:
+        bad: ids that it refuses.
+    """
+
+    bad: frozenset[int] = frozenset()
 
     @property
     def family(self) -> Groups:
@@ -52,6 +60,12 @@ class TracedModel(LedgerModel):
     def prior(self, seed: int) -> NaturalParameters:
         """Nothing counted."""
         return NaturalParameters({"sum": np.zeros(4), "twin": np.zeros(4), "trace": np.full(2, 0.1)})
+
+    def validate(self, records: Records) -> None:
+        """Raise DataError if a record cannot be scored."""
+        for number in records["id"].tolist():
+            if number in self.bad:
+                raise DataError(f"record {number} cannot be scored")
 
     def evidence(self, records: Records) -> NaturalParameters:
         """The sums, twice."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from simulation.plan import Plan
-from simulation.reference_server import Change, ReferenceServer, Violation
+from simulation.reference_server import Change, Position, ReferenceServer, Violation
 from simulation.simulated_disk import CHANGES, SimulatedDisk
 from streaming_vb.streaming.merge import ServerState
 from streaming_vb.types import Interval
@@ -179,19 +179,26 @@ class World:
         for at in range(interval.start, interval.stop):
             self.deaths[interval.partition, at] += 1
 
+    def check_bad(self, change: Change) -> None:
+        """Exactly the bad records of an interval are left out of its evidence."""
+        task = self.plan.task
+        bad = {position for position in change.positions() if self._record(position) in task.bad}
+        if bad != change.bad:
+            raise Violation(f"{change.interval}: {sorted(change.bad)} were left out, {sorted(bad)} are bad")
+
     def check_set_aside(self, change: Change) -> None:
-        """Records are set aside for a reason only: they are poison, or workers died on them again and again."""
+        """Records are set aside for a reason only: they are poison, or workers died on them twice."""
         task = self.plan.task
         poison = task.killers | task.nan_always
-        for partition, at in change.positions():
-            record = int(partition.removeprefix("part-")) * task.records + at
-            if record in poison:
-                return
-        if self.faults["corrupt delta"] or any(
-            self.deaths[position] + self.idle_deaths >= 2 for position in change.positions()
-        ):
+        positions = change.positions()
+        numbers = {self._record(position) for position in positions}
+        if numbers & poison or numbers <= task.bad or self.faults["corrupt delta"]:
             return
-        raise Violation(f"{change.interval} was set aside, and nothing is wrong with it")
+        if not any(self.deaths[position] + self.idle_deaths >= 2 for position in positions):
+            raise Violation(f"{change.interval} was set aside, and nothing is wrong with it")
+
+    def _record(self, position: Position) -> int:
+        return int(position[0].removeprefix("part-")) * self.plan.task.records + position[1]
 
     # What goes wrong with disks
 
