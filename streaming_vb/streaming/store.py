@@ -7,7 +7,7 @@ newest snapshot that is whole and to merge what the journal has beyond it, with 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -248,7 +248,7 @@ class Store:
         saved = published = state
         receipts: dict[Interval, Receipt] = {}
         num_entries = 0
-        for entry in segments.after(mark(state)):
+        for entry in self._read_ahead(segments.after(mark(state))):
             state, receipt, interval = self._again(state, entry)
             if receipt.status == "duplicate":  # the snapshot has it: the first segment begins before that
                 continue
@@ -263,6 +263,16 @@ class Store:
                 f"recovered version {state.version} from the snapshot ({saved.version}) and {what} of the journal"
             )
         return Recovered(self._generation.number, state, published, receipts, tuple(notes))
+
+    def _read_ahead(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """The same entries; the next one is read and checked by the second thread while one is merged."""
+        if self._executor is None:
+            yield from entries
+            return
+        coming = self._executor.submit(next, entries, None)
+        while (entry := coming.result()) is not None:
+            coming = self._executor.submit(next, entries, None)
+            yield entry
 
     def _again(self, state: ServerState, entry: Entry) -> tuple[ServerState, Receipt, Interval]:
         """Merge an entry as it was merged before."""
