@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from streaming_vb.sources.binarized import BinarizedSource as BinarizedSource
     from streaming_vb.streaming.run import Step as Step
     from streaming_vb.streaming.run import run as run
+    from streaming_vb.streaming.run import run_processes as run_processes
     from streaming_vb.streaming.settings import Settings as Settings
     from streaming_vb.streaming.snapshot import load as load
     from streaming_vb.streaming.snapshot import save as save
@@ -50,6 +51,7 @@ _HOMES = {
     "VAE": "models.vae",
     "load": "streaming.snapshot",
     "run": "streaming.run",
+    "run_processes": "streaming.run",
     "save": "streaming.snapshot",
 }
 
@@ -73,6 +75,7 @@ __all__ = [
     "TwoLayerVAE",
     "load",
     "run",
+    "run_processes",
     "save",
 ]
 

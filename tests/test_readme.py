@@ -16,7 +16,9 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     exec(BLOCKS[0], names)
     assert names["state"].num_records == 5_000
     assert "5,000 records  ELBO" in capsys.readouterr().out
-    exec(BLOCKS[2], names)
+    exec(BLOCKS[1], names)
+    assert names["step"].records == 5_000
+    exec(BLOCKS[3], names)
     assert "5,000 records  log p(y | x)" in capsys.readouterr().out
     assert names["step"].elbo > -1.5  # nats; guessing gives -2.3
 
