@@ -36,7 +36,8 @@ def test_a_run_that_is_over(tmp_path: Path) -> None:
     fitted(tmp_path, IntegerSource(95))
     seen = answer("status", tmp_path)
     assert (seen["running"], seen["pid"]) == (False, None)
-    assert (seen["version"], seen["records"], seen["snapshot_version"], seen["journal_bytes"]) == (10, 95, 10, 0)
+    assert (seen["version"], seen["records"], seen["snapshot_version"]) == (10, 95, 10)
+    assert seen["journal_bytes"] < 1_000  # a header that says where the run stands
     text = typed("status", tmp_path)
     assert "state      not running" in text
     assert "records    95" in text

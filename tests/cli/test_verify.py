@@ -1,6 +1,7 @@
 """`verify` finds what is broken, and finds nothing in what is whole."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,10 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """A run that is over, without a journal."""
-    return fitted(tmp_path, SOURCE, workers=2)
+    """A run that is over, whose journal was removed."""
+    fitted(tmp_path, SOURCE, workers=2)
+    shutil.rmtree(tmp_path / "journal")
+    return tmp_path
 
 
 @pytest.fixture
@@ -168,6 +171,13 @@ def test_a_gap_is_told_and_is_a_fault_once_the_run_is_finished(plain: Path) -> N
     assert "part-0 (0:30 40:95); filled when the run goes on" in typed("verify", plain)
     (plain / "config.resolved.yaml").write_text("settings: {records: 100}\n")
     assert broken(plain) == {"gaps"}
+
+
+def test_an_older_snapshot_in_the_place_of_the_newest(tmp_path: Path) -> None:
+    fitted(tmp_path, SOURCE)
+    assert broken(tmp_path) == set()
+    shutil.copy(tmp_path / "previous.safetensors", tmp_path / "posterior.safetensors")
+    assert broken(tmp_path) == {"journal", "metrics"}
 
 
 def test_an_overlap_in_the_ledger(run: Path) -> None:
