@@ -150,13 +150,12 @@ class RayTransport:
             num_cpus=1, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )
         started = self._workers[worker] = actor.remote(self._local_update)
-        hint = "Every node needs the same Python, Ray and streaming-vb"
         _make(
             self._worker_calls,
             _Call(
                 lambda: (started.ready.remote(), None),
                 lambda *_: self._notices.append(WorkerUp(worker)),
-                lambda error: self._worker_down(worker, started, error, hint),
+                lambda error: self._worker_down(worker, started, error),
             ),
         )
 
@@ -351,11 +350,13 @@ class RayTransport:
         newest = max(self._snapshots, default=0)
         self._snapshots = {v: ref for v, ref in self._snapshots.items() if v >= oldest_base or v == newest}
 
-    def _worker_down(self, worker: int, actor: Any, error: RayError, hint: str = "") -> None:
+    def _worker_down(self, worker: int, actor: Any, error: RayError) -> None:
         if self._workers.get(worker) is actor:
             ray.kill(actor)  # it may live: only an answer of it was lost
             del self._workers[worker]
-            self._notices.append(WorkerDown(worker, f"{_one_line(error)} {hint}".strip()))
+            could_not_start = isinstance(error, RayActorError) and error.actor_init_failed
+            hint = ". Every node needs the same Python, Ray and streaming-vb" if could_not_start else ""
+            self._notices.append(WorkerDown(worker, _one_line(error) + hint))
 
     def _server_down(self, reason: Exception, error: StreamingVBError | None = None) -> None:
         if isinstance(reason, RayTaskError) and isinstance(reason.cause, StreamingVBError):
@@ -382,7 +383,9 @@ class RayTransport:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    """What went wrong, without the lines that tell which actor it was."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("\t")]
+    return " ".join(" ".join(lines).split())[:160] or type(error).__name__
 
 
 def _make(calls: dict[Any, _Call], call: _Call) -> None:

@@ -24,6 +24,7 @@ from streaming_vb.streaming.run import Step
 from streaming_vb.streaming.settings import Settings
 from streaming_vb.streaming.snapshot import load, posterior_sha256
 from workers import asynchronous, synchronous
+from workers.parameter_server import ParameterServer
 from workers.ray_transport import RayTransport
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180), pytest.mark.usefixtures("local_ray")]
@@ -105,6 +106,21 @@ def test_a_dead_server_is_started_again_from_the_run_directory(
     assert sum("is started again" in message for message in caplog.messages) >= 2
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert sum(row["new"] for row in rows) == 30_000
+
+
+def test_a_snapshot_that_is_lost_is_read_again(caplog: pytest.LogCaptureFixture) -> None:
+    import ray
+
+    transport, steps = started(LedgerModel(), IntegerSource(30_000), Settings(ramp=0))
+    dead = ray.remote(ParameterServer).remote(None)
+    ray.kill(dead)
+    for number, step in enumerate(steps):
+        last = step
+        if number == 4:
+            for version in transport._snapshots:
+                transport._snapshots[version] = dead.snapshot.remote(version)
+    require_exact(last.state(), 30_000)
+    assert not caplog.messages  # nobody took it for the death of a worker
 
 
 def test_a_dead_server_without_a_run_directory_is_one_error() -> None:
