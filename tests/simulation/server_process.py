@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -218,11 +218,15 @@ class ServerProcess(DiskUser):
         else:
             self.world.check_set_aside(change)
 
-    # The thread that saves snapshots
+    # The second thread of the store
 
-    def submit(self, save: Callable[[ServerState], None], state: ServerState) -> "Job":
-        """Save a little later, while the server goes on."""
-        job = self._job = Job(lambda: save(state))
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Read an entry at once; save a snapshot a little later, while the server goes on."""
+        if self.server is None:
+            future: Future[Any] = Future()
+            future.set_result(function(*arguments))
+            return future
+        job = self._job = Job(lambda: function(*arguments))
         self.world.at(self.world.random.random(), lambda: self._save_on(job))
         return job
 
