@@ -21,8 +21,8 @@ def validated(config: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_launcher_accepts_the_file() -> None:
     types = validated(yaml.safe_load(FILE.read_text()))["available_node_types"]
-    assert types.keys() == {"head", "parameter-server", "worker"}
-    assert types["parameter-server"]["resources"]["parameter_server"] == 1
+    assert types.keys() == {"head", "worker"}
+    assert types["head"]["resources"]["parameter_server"] == 1  # beside the driver: both see the run directory
     assert types["head"]["resources"]["CPU"] == 0
 
 
