@@ -43,8 +43,7 @@ LEVEL = {("inference", "objectives"), ("seeding", "types"), ("buffers", "types")
 SERIALIZERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 TORCH_FREE = ["types", "errors", "seeding", "buffers"] + [
-    f"streaming.{name}"
-    for name in ("ledger", "snapshot", "scheduler", "merge", "forgetting", "server", "local_update", "engines", "run")
+    f"streaming.{name}" for name in (path.stem for path in sorted((ROOT / "streaming").glob("*.py")))
 ]
 """Modules that load without torch, besides the face of every package."""
 

@@ -13,7 +13,8 @@ from streaming_vb.cli import choices, chosen_model
 from streaming_vb.errors import ConfigError, IntegrityError
 from streaming_vb.streaming import forgetting, snapshot
 from streaming_vb.streaming.merge import ServerState
-from streaming_vb.streaming.run import METRICS_FILE, POSTERIOR_FILE
+from streaming_vb.streaming.run import METRICS_FILE
+from streaming_vb.streaming.snapshot import POSTERIOR_FILE
 from streaming_vb.types import Family, NaturalParameters
 
 if TYPE_CHECKING:

@@ -208,14 +208,14 @@ def record(steps: Iterator[Step], engine: Engine, prepared: Prepared) -> Iterato
     with open(metrics, "ab", buffering=0) as file:
         try:
             for step in steps:
-                _append(file, step.row())
+                _append(file, step)
                 reach("D3")
                 yield step
         finally:
             reach("D4")
             for event in engine.close():  # merged, and not yet seen when the caller stopped
                 if event.receipt.status in ("merged", "set-aside"):
-                    _append(file, _step(event, engine).row())
+                    _append(file, _step(event, engine))
             driver_file.remove(directory)
 
 
@@ -242,9 +242,9 @@ def _step(event: Answered, engine: Engine) -> Step:
     )
 
 
-def _append(file: FileIO, row: dict[str, Any]) -> None:
-    """Write a row, however long the disk is full."""
-    rest = json.dumps(row).encode() + b"\n"
+def _append(file: FileIO, step: Step) -> None:
+    """Write a row, with the time of day for people, however long the disk is full."""
+    rest = json.dumps({**step.row(), "time": round(time.time(), 3)}).encode() + b"\n"
     while rest:
         rest = rest[until_there_is_space(lambda: file.write(rest), logger.warning, time.sleep) :]  # noqa: B023
 

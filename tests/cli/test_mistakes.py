@@ -41,7 +41,11 @@ GOOD = [[0.5, 0.1, 0.9, 0.0]] * 30
         (("fit", "nothing/there.csv"), 3, "nothing/there.csv: no such file"),
         (("fit", "digits", "--workers", 0), 2, "--workers must be at least 1, got 0"),
         (("fit", "digits", "--workers", 4), 2, "--engine inline means one worker.*--engine ray.*--engine simulated"),
-        (("fit", "digits", "--engine", "spark"), 2, "--engine spark: expected one of inline, simulated, processes, ray"),
+        (
+            ("fit", "digits", "--engine", "spark"),
+            2,
+            "--engine spark: expected one of inline, simulated, processes, ray",
+        ),
         (("fit", "digits", "--primitive", "sgd"), 2, "--primitive sgd: expected one of natural-gradient, adam"),
         (
             ("fit", "digits", "--likelihood", "gauss"),
