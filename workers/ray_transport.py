@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -108,12 +108,13 @@ class RayTransport:
     def __init__(
         self, prepared: Prepared, workers: int, address: str | None = None, lock_seconds: float = LOCK_SECONDS
     ) -> None:
-        self._run_dir, self._lock_seconds = prepared.run_dir, lock_seconds
+        self._run_dir = None if prepared.run_dir is None else prepared.run_dir.absolute()  # actors start elsewhere
+        self._lock_seconds = lock_seconds
         self._owns_cluster = cluster.connect(address, num_cpus=workers)
         try:
             cluster.require_cpus(workers)
             self._place = cluster.place_of_server()
-            self._setup = ray.put(prepared.server_setup)
+            self._setup = ray.put(replace(prepared.server_setup, run_dir=self._run_dir))
             self._local_update = ray.put(prepared.local_update)
         except BaseException:
             self._disconnect()
@@ -209,7 +210,10 @@ class RayTransport:
             remaining = None if deadline is None else max(deadline - self.now(), 0.0)
             # The server answers in the order of the calls, so the oldest is awaited: versions are seen in order.
             refs = [*list(self._server_calls)[:1], *self._worker_calls]
-            done, _ = ray.wait(refs, num_returns=1, timeout=remaining, fetch_local=False) if refs else ([], [])
+            if not refs:
+                time.sleep(remaining or 0.0)
+                break
+            done, _ = ray.wait(refs, num_returns=1, timeout=remaining, fetch_local=False)
             if not done:
                 break
             self._take(done[0])

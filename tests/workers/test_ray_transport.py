@@ -23,7 +23,7 @@ from streaming_vb.streaming.remote_engine import RemoteEngine
 from streaming_vb.streaming.run import Step
 from streaming_vb.streaming.settings import Settings
 from streaming_vb.streaming.snapshot import load, posterior_sha256
-from workers import asynchronous, synchronous
+from workers import asynchronous, ray_transport, synchronous
 from workers.parameter_server import ParameterServer
 from workers.ray_transport import RayTransport
 
@@ -146,6 +146,19 @@ def test_kills_do_not_change_the_bits_of_an_ordered_run(tmp_path: Path) -> None:
             ray.kill(transport._server)
     state = load(tmp_path / "posterior.safetensors").state
     assert posterior_sha256(state.posterior) == posterior_sha256(calm.state().posterior)
+
+
+def test_a_relative_run_directory_is_the_one_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    list(asynchronous.run(LedgerModel(), IntegerSource(3_000), Settings(ramp=0), workers=1, run_dir="run"))
+    require_exact(load(tmp_path / "run" / "posterior.safetensors").state, 3_000)
+
+
+def test_a_run_directory_that_only_the_server_sees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = streaming.prepare(LedgerModel(), IntegerSource(3_000), Settings(), run_dir=tmp_path / "run")
+    monkeypatch.setattr(ray_transport, "POSTERIOR_FILE", "of-another-machine")
+    with pytest.raises(ClusterError, match=r"wrote .* on another machine"):
+        RemoteEngine(RayTransport(prepared, workers=1), 1, is_durable=True)
 
 
 def test_a_run_directory_in_use_is_refused(tmp_path: Path) -> None:
