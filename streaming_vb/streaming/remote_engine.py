@@ -103,6 +103,7 @@ class RemoteEngine:
         except BaseException:
             transport.close()
             raise
+        self._started = transport.now()  # usage is of the time since everything is up
 
     def position(self) -> Position:
         """Where the run stood when it was opened."""
