@@ -40,7 +40,7 @@ from streaming_vb.types import Interval, Lease, Records
 
 MODEL = LedgerModel()
 SOURCE = IntegerSource(records_per_partition=1000)
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which something that must happen did not."""
 
 
@@ -479,7 +479,7 @@ def test_pushes_that_wait_together_are_made_durable_together(start: Start, tmp_p
         processes.transport.push(lease, True, 0)
     answered = {processes.next(Answer).interval for _ in leases}  # type: ignore[union-attr]
     assert answered == {lease.interval for lease in leases}
-    assert len((tmp_path / "commits").read_text()) <= 4
+    assert len((tmp_path / "commits").read_text()) < len(leases)
 
 
 def test_closing_ends_all_processes_releases_all_files_and_keeps_the_state(start: Start) -> None:
