@@ -1,5 +1,5 @@
-"""The program that `recovery.py` kills: a run on two processes of this machine, of one of three models. It says on stdout
-what it was told, one JSON document per line, each with the monotonic clock `at`.
+"""The program that `recovery.py` kills: a run with two workers on this machine, of one of three models. On stdout it
+says what it was told, one JSON document per line, each with the monotonic clock `at`.
 
     {"step": VERSION}      a merge was acknowledged, so it is durable
     {"restarted": TEXT}    a server was started again

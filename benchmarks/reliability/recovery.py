@@ -1,10 +1,11 @@
-"""How long a run stands still after a kill: from SIGKILL to the next durable merge, by the monotonic clock of an observer.
+"""How long a run stands still after a kill: from SIGKILL to the next durable merge, by an observer's monotonic clock.
 
 The next durable merge is the next step of the driver whose answer arrived after the kill; where the server was killed,
 after its successor had opened the run. Two workers, one run directory, random moments:
 
     worker        of the ledger model (kill and replacement cost next to nothing: what is left is the protocol)
-    server        with a posterior of 100 MB and journal entries of 50 MB: its successor reads the snapshot and the journal
+    server        with a posterior of 100 MB and journal entries of 50 MB: its successor reads the snapshot and up to
+                  eight entries
     vae_worker    of the VAE 784-500-20 with intervals of 1,000 records; beside it, when the replacement itself has
                   finished its first fit (its interval is fitted from the start)
     vae_cold      all processes of that run, driver included; then the same command again: interpreter, import of torch,
@@ -28,7 +29,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,8 @@ class Run:
         processes = [self._driver.pid, *(pid for pid, _ in below(self._driver.pid))]
         killed_at = time.monotonic()
         for pid in processes:
-            try:
+            with suppress(ProcessLookupError):  # it ended with its driver
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:  # it ended with its driver
-                pass
         self._driver.wait()
         self._let_go()
         return killed_at
@@ -105,7 +104,7 @@ class Run:
         return frozenset(pid for pid, title in below(self._driver.pid) if title.startswith("svb-worker"))
 
     def stop(self) -> tuple[float, float]:
-        """End the run in order; records counted by its ledger and by its posterior."""
+        """End the run in order; records by its ledger, and by its posterior."""
         assert self._driver.stdin is not None
         self._driver.stdin.write(b"stop\n")
         self._driver.stdin.flush()
@@ -191,7 +190,7 @@ def after_server_kills(run: Run, kills: int, chance: random.Random) -> list[floa
 
 
 def after_vae_worker_kills(run: Run, kills: int, chance: random.Random) -> tuple[list[float], list[float]]:
-    """Seconds from the death of a worker to the next durable merge, and to the first fit of the one that replaces it."""
+    """Seconds from the death of a worker to the next durable merge, and to the first fit of its replacement."""
     merges, fits = [], []
     run.next("step")
     for _ in range(kills):
