@@ -39,9 +39,10 @@ class LedgerModel:
         return NaturalParameters({"sum": np.zeros(4)})
 
     def validate(self, records: Records) -> None:
-        """Raise DataError unless ids are integers."""
-        if records["id"].dtype.kind not in "iu":
-            raise DataError(f"{records.interval}: ids must be integers, got {records['id'].dtype}")
+        """Raise DataError unless ids are integers [n]."""
+        ids = records["id"]
+        if ids.dtype.kind not in "iu" or ids.ndim != 1:
+            raise DataError(f"{records.interval}: ids must be integers [n], got {ids.dtype} of shape {ids.shape}")
 
     def evidence(self, records: Records) -> NaturalParameters:
         """The four sums of the records."""

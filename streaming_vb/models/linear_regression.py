@@ -54,6 +54,8 @@ class LinearRegression:
             raise DataError(
                 f"{records.interval}: expected x [n, {self.num_columns}] and y [n], got {x.shape} and {y.shape}"
             )
+        if not {x.dtype.kind, y.dtype.kind} <= set("biuf"):
+            raise DataError(f"{records.interval}: x and y must hold numbers, got {x.dtype} and {y.dtype}")
         both = np.column_stack([x, y])
         if not np.isfinite(both).all():
             row, column = divmod(int((~np.isfinite(both)).argmax()), self.num_columns + 1)

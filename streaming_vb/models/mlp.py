@@ -19,7 +19,7 @@ from streaming_vb.layers.linear import Linear
 from streaming_vb.layers.tape import TapeEntry
 from streaming_vb.likelihoods.normal import Normal
 from streaming_vb.models.neural import AbstractNeuralModel, Minibatch, Terms
-from streaming_vb.models.vae import Likelihood, chain, forward, require_sizes, validate_columns
+from streaming_vb.models.vae import Likelihood, as_float32, chain, forward, require_sizes, validate_columns
 from streaming_vb.types import Records
 
 
@@ -76,8 +76,9 @@ class MLP(AbstractNeuralModel):
             raise DataError(f"{records.interval}: y must hold one target per record, got the shape {y.shape}")
         if y.dtype.kind not in "biuf":
             raise DataError(f"{records.interval}: y must hold numbers, got {y.dtype}. Give classes as 0, 1, 2, ...")
-        if not np.isfinite(y).all():
-            row = int((~np.isfinite(y)).argmax())
+        good = np.isfinite(as_float32(y))
+        if not good.all():
+            row = int(good.argmin())
             raise DataError(
                 f"{records.interval}: record {records.interval.start + row} has the target {y[row]}. Drop it"
             )

@@ -212,19 +212,26 @@ def require_dropout(alpha: float) -> None:
 
 
 def validate_columns(records: Records, num_columns: int) -> None:
-    """Raise DataError unless x is [B, num_columns] and finite."""
+    """Raise DataError unless x is [B, num_columns], and finite as float32."""
     x = records["x"]
-    if x.ndim != 2 or x.shape[1] != num_columns:
+    if x.dtype.kind not in "biuf" or x.ndim != 2 or x.shape[1] != num_columns:
         raise DataError(
-            f"{records.interval}: {x.shape[-1]} columns came, the model expects {num_columns}. "
+            f"{records.interval}: {x.dtype} of shape {x.shape} came, the model expects numbers [n, {num_columns}]. "
             "Use data of the same width, or another run directory"
         )
-    if not np.isfinite(x).all():
-        row, column = (int(i) for i in divmod(int((~np.isfinite(x)).argmax()), x.shape[1]))
+    good = np.isfinite(as_float32(x))
+    if not good.all():
+        row, column = (int(i) for i in divmod(int(good.argmin()), x.shape[1]))
         raise DataError(
             f"{records.interval}: record {records.interval.start + row} column {column} is {x[row, column]}. "
-            "Every value must be finite: impute it, or drop the record"
+            "Every value must be finite in float32: impute it, rescale the column, or drop the record"
         )
+
+
+def as_float32(x: Array) -> Array:
+    """The array as a fit sees it; what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32, copy=False)
 
 
 def chain(name: str, sizes: tuple[int, ...], estimator: Estimator) -> tuple[Linear, ...]:

@@ -27,7 +27,7 @@ class ArraySource:
         scale: x is read as float32 times this (1/255 for bytes); 0 leaves it as it is.
 
     Raises:
-        ConfigError: no rows, lengths that differ, or passes below 1.
+        ConfigError: no rows, lengths that differ, values that are not numbers, no x to scale, or passes below 1.
 
     >>> source = ArraySource({"x": np.eye(3)}, passes=2)
     >>> [str(interval) for interval in source.intervals({"pass-0": 2}, max_records=2)]
@@ -41,9 +41,17 @@ class ArraySource:
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
+        for name, array in self.fields.items():
+            if array.dtype.kind not in "biuf" or array.ndim == 0:
+                raise ConfigError(
+                    f"a source needs arrays of numbers with one row per record, got {array.dtype} of shape "
+                    f"{array.shape} for {name!r}. Encode it as numbers, or leave it out"
+                )
         lengths = {name: len(array) for name, array in self.fields.items()}
         if not lengths or min(lengths.values()) != max(lengths.values()) or max(lengths.values()) == 0:
             raise ConfigError(f"a source needs arrays of one length above 0, got {lengths or 'none'}")
+        if self.scale and "x" not in self.fields:
+            raise ConfigError(f"a source with a scale needs the field x, got {', '.join(self.fields)}")
         if self.passes < 1:
             raise ConfigError(f"a source needs at least 1 pass, got {self.passes}")
         identity = f"{fingerprint(self.fields)} seed {self.seed} scale {self.scale}"
@@ -94,7 +102,7 @@ def fingerprint(fields: Mapping[str, Array]) -> str:
     digest = hashlib.sha256()
     for name in sorted(fields):
         array = np.ascontiguousarray(fields[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode(errors="surrogatepass"))
         digest.update(array.data)
     return digest.hexdigest()
 

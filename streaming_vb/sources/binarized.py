@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from streaming_vb.errors import DataError
 from streaming_vb.seeding import derive
 from streaming_vb.types import Array, Interval, Records, Source
 
@@ -39,11 +40,14 @@ class BinarizedSource:
             yield replace(interval, source=self.fingerprint)
 
     def read(self, interval: Interval) -> Records:
-        """The source's records with x drawn."""
+        """The source's records with x drawn; what is no probability stays as it is, for the model to refuse."""
         inner = interval.source.removesuffix(f"-binarized-{self.seed}")
         records = self.source.read(replace(interval, source=inner))
         key = derive(self.seed, "binarize", interval.source, interval.partition)
-        return Records(interval, {**records.fields, "x": binarize(records["x"], key, interval.start)})
+        x = records["x"]
+        if x.ndim != 2:
+            raise DataError(f"{interval}: expected x [n, D], got the shape {x.shape}. Flatten each record")
+        return Records(interval, {**records.fields, "x": binarize(x, key, interval.start)})
 
     def newest(self) -> Mapping[str, int]:
         """The source's ends."""
@@ -56,7 +60,7 @@ class BinarizedSource:
 
 def binarize(probabilities: Array, key: int, first_row: int) -> Array:
     """Draws of Bernoulli(p) for p [n, D] in [0, 1]; float32 0 or 1. Row i uses the noise of row first_row + i of the
-    key.
+    key. Values outside, and NaN, stay.
 
     Noise has 16 bits: p is rounded to the nearest of 65,536 values, and 0 and 1 are exact.
 
@@ -69,8 +73,11 @@ def binarize(probabilities: Array, key: int, first_row: int) -> Array:
     bits.advance(first_row * counts_per_row)
     words = bits.random_raw(num_rows * counts_per_row * 4)
     noise = words.view(np.uint16).reshape(num_rows, -1)[:, :width]
-    drawn: Array = noise < np.rint(probabilities * 65_536)
-    return drawn.astype(np.float32)
+    drawn: Array = (noise < np.rint(probabilities * 65_536)).astype(np.float32)
+    if probabilities.min(initial=0) >= 0 and probabilities.max(initial=1) <= 1:
+        return drawn
+    good = (probabilities >= 0) & (probabilities <= 1)
+    return np.where(good, drawn, probabilities).astype(np.float32)
 
 
 def example() -> BinarizedSource:

@@ -9,7 +9,7 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,8 +76,11 @@ def read_idx(path: Path) -> Array:
             f"{path}: truncated or damaged: the header states shape {shape}, which takes {expected:,} bytes; "
             f"the file holds {len(data):,}. Get the file again"
         )
-    flat: Array = np.frombuffer(data, kind, offset=start)
-    return flat.reshape(shape)
+    try:
+        flat: Array = np.frombuffer(data, kind, offset=start)
+        return flat.reshape(shape)
+    except ValueError as error:
+        raise SourceError(f"{path}: damaged: no array has the shape {shape} that its header states") from error
 
 
 def require_scorable(table: Table, likelihood: str) -> None:
@@ -159,8 +162,10 @@ def _read_npz(path: Path) -> Table:
     try:
         with zipfile.ZipFile(io.BytesIO(_read_bytes(path))) as archive:
             members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise SourceError(f"{path}: not a readable .npz file ({error}). Write it again with numpy.savez") from error
+    except Exception as error:  # damaged archives raise what each of the parsers involved makes of them
+        raise SourceError(
+            f"{path}: not a readable .npz file ({_one_line(error)}). Write it again with numpy.savez"
+        ) from error
     if len(members) != 1 and "x" not in members:
         raise SourceError(
             f"{path}: expected one array, or one named x; it holds {', '.join(sorted(members)) or 'none'}"
@@ -170,12 +175,16 @@ def _read_npz(path: Path) -> Table:
 
 def _numpy_array(path: Path, data: bytes) -> Array:
     try:
-        array: Array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        array: Array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # its header is Python's syntax, and raises what the tokenizer makes of it
         raise SourceError(
-            f"{path}: not a readable array of numbers ({' '.join(str(error).split())}). Write it again with numpy.save"
+            f"{path}: not a readable array of numbers ({_one_line(error)}). Write it again with numpy.save"
         ) from error
     return array
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _read_csv(path: Path) -> Table:
@@ -183,14 +192,25 @@ def _read_csv(path: Path) -> Table:
         text = _read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: not UTF-8 text at byte {error.start}. Save the table as UTF-8") from error
-    lines = csv.reader(io.StringIO(text))
-    columns = tuple(next(lines, ()))
+    lines = _lines(path, text)
+    _, names = next(lines, (1, []))
+    columns = tuple(" ".join(name.split()) for name in names)  # a message has one line
     if not columns:
         raise SourceError(f"{path}: empty. Expected a header line and one record per line")
     if all(_is_number(name) for name in columns):
         raise SourceError(f"{path}: line 1 holds numbers, expected a header. Put a line of column names first")
-    rows = [_parse_line(path, lines.line_num, columns, cells) for cells in lines if cells]
+    rows = [_parse_line(path, number, columns, cells) for number, cells in lines if cells]
     return _table(np.array(rows, dtype=np.float64).reshape(len(rows), len(columns)), path, columns)
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of each line."""
+    lines = csv.reader(io.StringIO(text))
+    try:
+        for cells in lines:
+            yield lines.line_num, cells
+    except csv.Error as error:
+        raise SourceError(f"{path}:{lines.line_num}: not a line of a table ({error}). Mend the line") from error
 
 
 def _parse_line(path: Path, line: int, columns: tuple[str, ...], cells: list[str]) -> list[float]:
@@ -225,7 +245,8 @@ def _table(array: Array, path: Path, columns: tuple[str, ...] | None = None) -> 
         raise SourceError(f"{path}: no records (shape {array.shape})")
     flat = array.reshape(len(array), -1)
     if flat.dtype != np.uint8:
-        flat = flat.astype(np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            flat = flat.astype(np.float32)
     names = columns or tuple(str(i) for i in range(flat.shape[1]))
     return Table(np.ascontiguousarray(flat), names, array.shape[1:], str(path))
 

@@ -84,3 +84,25 @@ def test_the_fingerprint_does_not_see_memory_layout_or_order_of_fields() -> None
     fields = {"x": TABLE, "y": TABLE[:, 0]}
     rearranged = {"y": TABLE[:, 0].copy(), "x": np.asfortranarray(TABLE)}
     assert fingerprint(fields) == fingerprint(rearranged)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array(["a", "b"]),
+        np.array([1.0, None]),
+        np.zeros(2, "M8[s]"),
+        np.zeros(2, np.complex128),
+        np.zeros(2, "V4"),
+        np.float64(1.0) * np.ones(()),
+    ],
+    ids=lambda array: str(array.dtype),
+)
+def test_what_is_no_number_is_refused(array: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match=r"arrays of numbers with one row per record, got .* for 'y'"):
+        ArraySource({"x": np.ones((2, 3)), "y": array})
+
+
+def test_a_scale_needs_an_x() -> None:
+    with pytest.raises(ConfigError, match="needs the field x, got id"):
+        ArraySource({"id": np.arange(3)}, scale=1 / 255)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from checks import STANDARD_ERRORS, deviations
 
+from streaming_vb.errors import DataError
 from streaming_vb.sources.arrays import ArraySource
 from streaming_vb.sources.binarized import BinarizedSource, binarize
 from streaming_vb.types import Interval
@@ -55,3 +56,23 @@ def test_noise_is_fresh_in_every_pass_and_for_every_seed() -> None:
 def test_other_fields_pass_through() -> None:
     source = BinarizedSource(ArraySource({"x": np.full((3, 2), 0.5), "y": np.arange(3)}, seed=None), 0)
     np.testing.assert_array_equal(source.read(next(source.intervals({}, 3)))["y"], [0, 1, 2])
+
+
+def test_what_is_no_probability_stays_as_it_is() -> None:
+    """Drawn, it would be counted as 0 or 1; as it is, a model refuses it."""
+    x = whole(source_of([0.5, np.nan, -0.25, 1.5, np.inf, 1.0], 20))
+    assert set(np.unique(x[:, 0])) == {0.0, 1.0}
+    np.testing.assert_array_equal(x[:, 1:], np.tile([np.nan, -0.25, 1.5, np.inf, 1.0], (20, 1)))
+
+
+def test_values_beside_bad_ones_keep_their_noise() -> None:
+    probabilities = np.full((9, 5), 0.5)
+    expected = binarize(probabilities, key=9, first_row=0)
+    probabilities[4, 2] = expected[4, 2] = np.nan
+    np.testing.assert_array_equal(binarize(probabilities, key=9, first_row=0), expected)
+
+
+def test_records_that_are_not_flat_are_refused() -> None:
+    source = BinarizedSource(ArraySource({"x": np.full((3, 2, 2), 0.5)}), 0)
+    with pytest.raises(DataError, match=r"\[n, D\], got the shape \(3, 2, 2\)"):
+        whole(source)
