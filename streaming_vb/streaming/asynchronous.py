@@ -106,7 +106,7 @@ class Asynchronous:
         if receipt.is_stale:
             self._again.append(replace(task, refusals=task.refusals + 1))
         elif receipt.status == "rejected" and lease is not None:
-            return self._retry(task, 0, receipt.reason)
+            return self._retry(task, len(interval), receipt.reason)
         return []
 
     def _retry(self, task: Task, num_records: int, reason: str) -> list[Action]:
@@ -132,7 +132,8 @@ class Asynchronous:
             self._again.extendleft(Task(part) for part in reversed(around(task.interval, record)))
             return self._put_aside(Task(record), len(record), "workers died on this record")
         if task.searches == MAX_SEARCHES:
-            return self._put_aside(task, 0, "workers died on it again and again, on no record in particular")
+            reason = "workers died on it again and again, on no record in particular"
+            return self._put_aside(task, len(task.interval), reason)
         self._again.append(task)
         return []
 

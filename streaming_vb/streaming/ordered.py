@@ -108,7 +108,7 @@ class Ordered:
         task, outcome = self._outcomes.pop(interval)
         self._is_answering = False
         if receipt.status == "rejected" and isinstance(outcome, Lease):
-            self._retry(task, outcome, 0, receipt.reason)
+            self._retry(task, outcome, len(interval), receipt.reason)
             return
         self._round.popleft()
         self._num_records = receipt.num_records
@@ -133,7 +133,8 @@ class Ordered:
         if task.search is not None and task.search.is_found:
             self._put_record_aside(task, lease, task.search.suspect)
         elif task.searches == MAX_SEARCHES:
-            self._put_aside(task, 0, "workers died on it again and again, on no record in particular")
+            reason = "workers died on it again and again, on no record in particular"
+            self._put_aside(task, len(task.interval), reason)
         else:
             self._waiting.appendleft((task, replace(lease, interval=task.to_fit)))
 

@@ -148,9 +148,11 @@ def test_a_delta_that_the_server_refuses_is_fitted_again(mode: str, workers: int
 @every_mode
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_delta_that_the_server_refuses_twice_is_set_aside(mode: str, workers: int) -> None:
-    precision, num_records, statuses = counted(run_broken(mode, workers, Broken(starts=(20,), value=-1e9)))
+    steps = run_broken(mode, workers, Broken(starts=(20,), value=-1e9))
+    precision, num_records, statuses = counted(steps)
     assert (precision, num_records) == (40, 40)
     assert sorted(statuses) == ["merged"] * 4 + ["rejected"] * 2 + ["set-aside"]
+    assert steps[-1].state().ledger.num_set_aside == 10
 
 
 def test_a_step_that_is_set_aside_counts_nothing_and_has_no_score() -> None:
