@@ -7,8 +7,8 @@ here and nowhere else: that is no setting of a run.
 
 An arm is one run from beginning to end of the benchmark, so that the journal's files are new in its first turns and
 written over in the later ones. The arms take turns of 40 merges, in pairs, each first in every other pair. While one
-has its turn, the other stands still; the first merges of a turn are not timed. Read `results.*.ratio.mean` (time without / time
-with the journal) against the bar; the interval is the mean's, 95 %, from the pairs.
+has its turn, the other stands still; the first merges of a turn are not timed. Read `results.*.ratio.mean` (time
+without / time with the journal) against the bar; the interval is the mean's, 95 %, from the pairs.
 
     python benchmarks/reliability/journal.py --pairs 5
 """
@@ -24,10 +24,10 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ class Arm:
         bits = np.random.default_rng(0).integers(0, 2, (RECORDS, model.num_columns), np.uint8)
         source = ArraySource({"x": bits}, passes=1_000, scale=1.0)
         settings = Settings(ramp=0)
-        with store_is(kind):
+        with patch.object(server_setup, "Store", kind):  # in the processes forked here as well
             if engine == "inline":
                 self._steps = run.run(model, source, settings, run_dir=directory)
             else:
@@ -135,16 +135,6 @@ def interval(ratios: Sequence[float]) -> dict[str, Any]:
         STUDENT[len(ratios)] * float(np.std(ratios, ddof=1)) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
     )
     return {"pairs": ratios, "mean": mean, "lower": mean - half, "upper": mean + half}
-
-
-@contextmanager
-def store_is(kind: type[Store]) -> Iterator[None]:
-    """Servers opened meanwhile keep their runs so; also those of processes forked meanwhile."""
-    server_setup.Store = kind  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        server_setup.Store = Store  # type: ignore[misc]
 
 
 def parse() -> Namespace:

@@ -10,13 +10,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "reliability"))
 
 import recovery
-from journal import WithoutJournal, interval, store_is
+from journal import WithoutJournal, interval
 
 from streaming_vb.models.ledger_model import LedgerModel
-from streaming_vb.streaming import server_setup, snapshot
+from streaming_vb.streaming import snapshot
+from streaming_vb.streaming.forgetting import Nothing
+from streaming_vb.streaming.journal import PutAside
+from streaming_vb.streaming.merge import MergeRule, ServerState
 from streaming_vb.streaming.store import Store
+from streaming_vb.types import Interval, SetAside
 
 CHANCE = random.Random(0)
+RULE = MergeRule(LedgerModel().family, Nothing(), measure=False)
 
 
 def test_a_run_goes_on_and_counts_exactly_after_every_kind_of_kill(tmp_path: Path) -> None:
@@ -52,10 +57,20 @@ def test_percentiles_are_those_of_the_kills() -> None:
     assert recovery.summary([3.0, 1.0, 2.0]) == {"kills": 3, "p50": 2.0, "p99": 2.98, "max": 3.0}
 
 
-def test_the_journal_is_left_out_in_the_benchmark_alone() -> None:
-    with store_is(WithoutJournal):
-        assert server_setup.Store is WithoutJournal
-    assert server_setup.Store is Store
+def test_what_the_journal_is_compared_with_has_none(tmp_path: Path) -> None:
+    model = LedgerModel()
+    state = ServerState("run", model.prior(0), model.prior(0), {})
+    entry = PutAside(SetAside(Interval("source", "part-0", 0, 10), 10, "not finite"), True)
+    recovered = []
+    for kind in (Store, WithoutJournal):
+        writing, reading = (kind(tmp_path / kind.__name__, {}, rule=RULE, keep_fit_state=True) for _ in range(2))
+        writing.open(state)
+        writing.append(entry)
+        writing.sync()
+        writing.abandon()
+        recovered.append(reading.open(state).state.ledger.num_covered())
+        reading.abandon()
+    assert recovered == [10, 0]
 
 
 def test_the_interval_of_a_ratio_is_that_of_student() -> None:
