@@ -76,7 +76,9 @@ def _require_listener(address: str) -> None:
 
 def _keep_off_stdout() -> None:
     """Ray prints on stdout that an actor died, whatever was asked of it; there a program's results belong."""
-    to_stream = ray._private.worker.print_to_stdstream
+    to_stream = getattr(ray._private.worker, "print_to_stdstream", None)
+    if to_stream is None:  # not a promise of Ray's
+        return
 
     def to_stderr(data: dict[str, Any], *arguments: Any, **named: Any) -> None:
         to_stream({**data, "is_err": True}, *arguments, **named)

@@ -44,7 +44,7 @@ from streaming_vb.streaming.transport import (
     WorkerDown,
     WorkerUp,
 )
-from streaming_vb.types import Interval, Lease
+from streaming_vb.types import Interval, Lease, Receipt
 from workers import cluster
 from workers.encoder_worker import EncoderWorker, Report
 from workers.parameter_server import LOCK_SECONDS, ParameterServer
@@ -186,7 +186,9 @@ class RayTransport:
         elif server is not None:
             self._call_server(
                 lambda: server.push.options(num_returns=2).remote(delta, publish, oldest_base),
-                lambda receipt, snapshot: self._answered(interval, publish, receipt, snapshot),
+                lambda receipt, snapshot: self._answered(
+                    interval, publish, receipt, snapshot, lambda: self.push(lease, publish, oldest_base)
+                ),
                 delta_of=interval,
             )
 
@@ -196,7 +198,9 @@ class RayTransport:
         if server is not None:
             self._call_server(
                 lambda: server.set_aside.options(num_returns=2).remote(interval, num_records, reason, publish),
-                lambda receipt, snapshot: self._answered(interval, publish, receipt, snapshot),
+                lambda receipt, snapshot: self._answered(
+                    interval, publish, receipt, snapshot, lambda: self.put_aside(interval, num_records, reason, publish)
+                ),
             )
 
     def drop(self, interval: Interval) -> None:
@@ -314,11 +318,14 @@ class RayTransport:
         self._is_up = True
         self._notices.append(ServerUp(position))
 
-    def _answered(self, interval: Interval, publish: bool, receipt: Any, snapshot: Any) -> None:
+    def _answered(
+        self, interval: Interval, publish: bool, receipt: Receipt | None, snapshot: Any, again: Callable[[], None]
+    ) -> None:
         if (receipt is None) != self._disk_is_full:
             self._disk_is_full = receipt is None
             self._notices.append(Message(_FULL if self._disk_is_full else _SPACE))
         if receipt is None:
+            again()
             return
         if publish and receipt.status in ("merged", "set-aside"):
             self._snapshots.setdefault(receipt.version, snapshot)  # the first one, where the server kept it

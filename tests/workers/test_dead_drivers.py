@@ -1,4 +1,5 @@
-"""A driver that is killed takes its local cluster along; the same command goes on. Messages are lost all the while."""
+"""A driver that is killed takes its local cluster along, and the same command goes on; messages are lost; a disk is
+full. In processes of their own, which read at their start what is to go wrong."""
 
 import json
 import os
@@ -31,10 +32,18 @@ for step in asynchronous.run(LedgerModel(), IntegerSource({RECORDS}), Settings(r
 """
 
 
-def run(run_dir: Path, environment: Mapping[str, str], kill_after: int | None = None) -> list[dict[str, Any]]:
-    """The steps of a driver, which is killed after so many of them."""
+def run(
+    run_dir: Path, environment: Mapping[str, str], kill_after: int | None = None
+) -> tuple[list[dict[str, Any]], str]:
+    """The steps of a driver, which is killed after so many of them, and what it said on stderr."""
     command = [sys.executable, "-c", SCRIPT, str(run_dir)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}) as driver:
+    errors = run_dir.with_name("errors")
+    with (
+        open(errors, "w") as stderr,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **environment}
+        ) as driver,
+    ):
         assert driver.stdout is not None
         steps = []
         for line in driver.stdout:
@@ -43,17 +52,19 @@ def run(run_dir: Path, environment: Mapping[str, str], kill_after: int | None = 
             if len(steps) == kill_after:
                 driver.send_signal(signal.SIGKILL)
     assert driver.returncode == (0 if kill_after is None else -signal.SIGKILL)
-    return steps
+    return steps, errors.read_text()
 
 
-def test_a_killed_driver_and_lost_messages_lose_and_double_nothing(tmp_path: Path) -> None:
+def test_a_killed_driver_lost_messages_and_a_full_disk_lose_and_double_nothing(tmp_path: Path) -> None:
     losses = {"num_failures": 4, "req_failure_prob": 5, "resp_failure_prob": 5, "in_flight_failure_prob": 5}
     lossy = {"RAY_testing_rpc_failure": json.dumps({"CoreWorkerService.grpc_client.PushTask": losses})}
-    before = run(tmp_path, lossy, kill_after=12)
-    after = run(tmp_path, {})
+    run_dir = tmp_path / "run"
+    before, _ = run(run_dir, lossy, kill_after=12)
+    after, said = run(run_dir, {"SVB_FAIL": "S2:full:3"})
+    assert said.count("the disk of the server is full") == said.count("there is space again") == 1
     versions = [step["version"] for step in (*before, *after)]
-    assert versions == sorted(set(versions))
+    assert len(set(versions)) == len(versions)  # a lost answer may come late, and none twice
     assert not {step["start"] for step in before} & {step["start"] for step in after}
-    state = load(tmp_path / "posterior.safetensors").state
+    state = load(run_dir / "posterior.safetensors").state
     assert state.num_records == RECORDS
     np.testing.assert_array_equal(state.posterior["sum"], LedgerModel().sums(np.arange(RECORDS)))

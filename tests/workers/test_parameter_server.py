@@ -33,7 +33,7 @@ def test_a_push_that_is_sent_twice_gets_the_same_answer_and_is_not_added() -> No
     report, delta = worker.process(LEASE, snapshot)
     assert report is not None
     assert report.num_records == 60
-    assert len(report.digest) == 64
+    assert report.digest == ""  # this run is not audited
     assert delta is not None
     first, published = server.push(delta, publish=True, oldest_base=0)
     second, published_again = server.push(delta, publish=True, oldest_base=0)
