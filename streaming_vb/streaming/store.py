@@ -234,7 +234,8 @@ class Store:
         if notes:  # a disk that could not be read for a moment must not send the run back: look again
             with suppress(IntegrityError):
                 found, notes = snapshot.load(self._directory / POSTERIOR_FILE, self._disk), []
-        if not segments.disowns(found.generation, mark(found.state)):
+        is_overtaken = 0 < found.generation < self._previous_generation()  # it woke late, and renamed over a newer one
+        if not (is_overtaken or segments.disowns(found.generation, mark(found.state))):
             return found, notes
         older = snapshot.load(self._directory / PREVIOUS_FILE, self._disk)
         if segments.disowns(older.generation, mark(older.state)):
@@ -243,6 +244,12 @@ class Store:
                 "run directory"
             )
         return older, [*notes, f"used {PREVIOUS_FILE}: {POSTERIOR_FILE} is of a writer that had been overtaken"]
+
+    def _previous_generation(self) -> int:
+        try:
+            return int(snapshot.read_description(self._directory / PREVIOUS_FILE, self._disk)["generation"])
+        except IntegrityError:
+            return 0
 
     def _replayed(self, state: ServerState, segments: Segments, notes: list[str]) -> Recovered:
         saved = published = state
