@@ -4,21 +4,19 @@
            -- push(delta) ---------------> server      returns (receipt, snapshot)
 
 The driver moves references: a delta travels from worker to server without passing its memory. What a call returns
-belongs to the driver, so a delta outlives its worker and can be pushed again, and a snapshot outlives its server. Ray
-repeats nothing by itself: a call whose request or answer was lost is made again here, because every call is harmless
-twice. So a lost message is not the death of a worker, for which the record that it read could be blamed.
+belongs to the driver, so a delta outlives its worker and can be pushed again, and a snapshot outlives its server. Where
+a message of a call was lost it is made again (`calls.py`): that is not the death of a worker, for which the record that
+it read could be blamed.
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import (
-    ActorUnavailableError,
     ObjectLostError,
     RayActorError,
     RayError,
@@ -46,34 +44,16 @@ from streaming_vb.streaming.transport import (
 )
 from streaming_vb.types import Interval, Lease, Receipt
 from workers import cluster
+from workers.calls import Call, Calls, ask, is_caused_by, one_line
 from workers.encoder_worker import EncoderWorker, Report
 from workers.parameter_server import LOCK_SECONDS, ParameterServer
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 3
-"""Calls in a row without an answer that make an actor one that is gone."""
 _CLOSE_SECONDS = 60.0
 """How long a server may take to save its last snapshot; after that it is killed, and the journal has everything."""
 _FULL = "the disk of the server is full: nothing is merged until there is space. Free some; the run then goes on"
 _SPACE = "there is space again: the run goes on"
-
-
-@dataclass(slots=True)
-class _Call:
-    """A call in flight that can be made again. It has two answers: the driver reads the first and passes the second on.
-
-    Attributes:
-        make: makes the call; gives two references.
-        take: gets the first answer, and the reference of the second.
-        fail: gets the error.
-    """
-
-    make: Callable[[], tuple[Any, Any]]
-    take: Callable[[Any, Any], None]
-    fail: Callable[[RayError], None]
-    second: Any = None
-    tries: int = 0
 
 
 def engine(prepared: Prepared, workers: int, address: str | None = None) -> RemoteEngine:
@@ -122,8 +102,7 @@ class RayTransport:
         self._notices: list[Notice] = []
         self._server: Any = None
         self._workers: dict[int, Any] = {}
-        self._server_calls: dict[Any, _Call] = {}
-        self._worker_calls: dict[Any, _Call] = {}
+        self._server_calls, self._worker_calls = Calls(), Calls()
         self._deltas: dict[Interval, Any] = {}
         self._snapshots: dict[int, Any] = {}
         self._is_up = self._lost_server = self._disk_is_full = self._is_closed = False
@@ -151,9 +130,8 @@ class RayTransport:
             num_cpus=1, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )
         started = self._workers[worker] = actor.remote(self._local_update)
-        _make(
-            self._worker_calls,
-            _Call(
+        self._worker_calls.make(
+            Call(
                 lambda: (started.ready.remote(), None),
                 lambda *_: self._notices.append(WorkerUp(worker)),
                 lambda error: self._worker_down(worker, started, error),
@@ -168,9 +146,8 @@ class RayTransport:
     def fit(self, worker: int, lease: Lease) -> None:
         """Hand a lease and the snapshot that it names to an idle worker."""
         actor, snapshot = self._workers[worker], self._snapshot(lease.base_version)
-        _make(
-            self._worker_calls,
-            _Call(
+        self._worker_calls.make(
+            Call(
                 lambda: actor.process.options(num_returns=2).remote(lease, snapshot),
                 lambda report, delta: self._fitted(worker, lease, report, delta),
                 lambda error: self._not_fitted(worker, actor, lease, error),
@@ -213,14 +190,15 @@ class RayTransport:
         while not self._notices and not self._is_closed:
             remaining = None if deadline is None else max(deadline - self.now(), 0.0)
             # The server answers in the order of the calls, so the oldest is awaited: versions are seen in order.
-            refs = [*list(self._server_calls)[:1], *self._worker_calls]
+            refs = [*self._server_calls.refs()[:1], *self._worker_calls.refs()]
             if not refs:
                 time.sleep(remaining or 0.0)
                 break
             done, _ = ray.wait(refs, num_returns=1, timeout=remaining, fetch_local=False)
             if not done:
                 break
-            self._take(done[0])
+            calls = self._server_calls if done[0] in self._server_calls else self._worker_calls
+            calls.take(done[0])
         notices, self._notices = self._notices, []
         return notices
 
@@ -239,7 +217,7 @@ class RayTransport:
         if server is None:
             raise ConnectionError("the server is down")
         try:
-            state: ServerState = _ask(server.state.remote)
+            state: ServerState = ask(server.state.remote)
         except RayError as error:
             self._server_down(error)
             raise ConnectionError("the server died before it could give its state") from error
@@ -267,10 +245,10 @@ class RayTransport:
         if server is None or not (self._is_up or starts_again):
             return
         try:
-            _ask(lambda: server.open.options(num_returns=2).remote()[0], _CLOSE_SECONDS)
-            self._state = _ask(server.close.remote, _CLOSE_SECONDS)
+            ask(lambda: server.open.options(num_returns=2).remote()[0], _CLOSE_SECONDS)
+            self._state = ask(server.close.remote, _CLOSE_SECONDS)
         except (RayError, StreamingVBError, OSError) as error:
-            logger.warning("the last snapshot is not saved (%s); the journal has everything", _one_line(error))
+            logger.warning("the last snapshot is not saved (%s); the journal has everything", one_line(error))
 
     def _call_server(
         self,
@@ -281,28 +259,13 @@ class RayTransport:
         server = self._server
 
         def fail(error: RayError) -> None:
-            if delta_of is not None and _is_caused_by(error, ObjectLostError):
+            if delta_of is not None and is_caused_by(error, ObjectLostError):
                 self._deltas.pop(delta_of, None)
                 self._notices.append(DeltaLost(delta_of))
             elif server is self._server:
                 self._server_down(error)
 
-        _make(self._server_calls, _Call(make, take, fail))
-
-    def _take(self, ref: Any) -> None:
-        """Take an answer; where it, or its request, was lost, the call is made again."""
-        calls = self._server_calls if ref in self._server_calls else self._worker_calls
-        call = calls.pop(ref)
-        try:
-            first = ray.get(ref)
-        except RayError as error:
-            is_lost = isinstance(error, ActorUnavailableError) and not isinstance(error, RayTaskError)
-            if is_lost and call.tries < _TRIES:
-                _make(calls, call)
-            else:
-                call.fail(error)
-        else:
-            call.take(first, call.second)
+        self._server_calls.make(Call(make, take, fail))
 
     def _opened(self, server: Any, position: Position, snapshot: Any) -> None:
         if server is not self._server:
@@ -342,7 +305,7 @@ class RayTransport:
     def _not_fitted(self, worker: int, actor: Any, lease: Lease, error: RayError) -> None:
         if isinstance(error, RayTaskError) and isinstance(error.cause, StreamingVBError):
             self._notices.append(Failed(error.cause))
-        elif _is_caused_by(error, ObjectLostError, RayActorError):  # the snapshot is lost, not the worker
+        elif is_caused_by(error, ObjectLostError, RayActorError):  # the snapshot is lost, not the worker
             self._snapshot_gone(worker, lease)
         else:
             self._worker_down(worker, actor, error)
@@ -367,14 +330,14 @@ class RayTransport:
             del self._workers[worker]
             could_not_start = isinstance(error, RayActorError) and error.actor_init_failed
             hint = ". Every node needs the same Python, Ray and streaming-vb" if could_not_start else ""
-            self._notices.append(WorkerDown(worker, _one_line(error) + hint))
+            self._notices.append(WorkerDown(worker, one_line(error) + hint))
 
     def _server_down(self, reason: Exception, error: StreamingVBError | None = None) -> None:
         if isinstance(reason, RayTaskError) and isinstance(reason.cause, StreamingVBError):
             error = reason.cause
         self._lost_server = self._is_up and error is None
         self._end_server()
-        self._notices.append(ServerDown(_one_line(reason), error))
+        self._notices.append(ServerDown(one_line(reason), error))
 
     def _end_server(self) -> None:
         """Kill the server, so that never two live at the same time, and take the answers that it gave before."""
@@ -382,40 +345,8 @@ class RayTransport:
             return
         ray.kill(self._server)
         self._server, self._is_up = None, False
-        calls, self._server_calls = self._server_calls, {}
-        answers, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0.0) if calls else ([], [])
-        for ref in answers:
-            with suppress(RayError):
-                calls[ref].take(ray.get(ref), calls[ref].second)
+        self._server_calls.abandon()
 
     def _disconnect(self) -> None:
         if self._owns_cluster:
             ray.shutdown()
-
-
-def _one_line(error: BaseException) -> str:
-    """What went wrong, without the lines that tell which actor it was."""
-    lines = [line for line in str(error).splitlines() if not line.startswith("\t")]
-    return " ".join(" ".join(lines).split())[:160] or type(error).__name__
-
-
-def _make(calls: dict[Any, _Call], call: _Call) -> None:
-    call.tries += 1
-    first, call.second = call.make()
-    calls[first] = call
-
-
-def _is_caused_by(error: RayError, *kinds: type[RayError]) -> bool:
-    """Whether a call failed because of something that it was handed."""
-    return isinstance(error, RayTaskError) and isinstance(error.cause, kinds)
-
-
-def _ask(call: Callable[[], Any], timeout: float | None = None) -> Any:
-    """The answer to a call that may be made again, waited for."""
-    for tries_left in reversed(range(_TRIES)):
-        try:
-            return ray.get(call(), timeout=timeout)
-        except ActorUnavailableError:
-            if not tries_left:
-                raise
-    raise AssertionError
