@@ -117,6 +117,11 @@ def draw(seed: int) -> Plan:
     )
 
 
+def takeover(seed: int) -> Plan:
+    """A plan in which servers sleep, are taken over, and wake; the disk and the network are good."""
+    return replace(draw(seed), network=0, disk=0, processes=16, process_rate=0.1, segment_bytes=1_500)
+
+
 def _ordered_task(random: Random) -> Task:
     """One of a few, so that the posterior of the good day is computed once for each."""
     return _task("ordered", Random(f"ordered task {random.randrange(16)}"))

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from simulation.history import History, play, run
-from simulation.plan import draw
+from simulation.plan import draw, takeover
 from simulation.planted_bugs import PLANTED
-from simulation.seeds import KEPT
+from simulation.seeds import KEPT, TAKEOVERS
 
 HISTORIES = 1_000
 _CHUNK = 50
@@ -31,6 +31,21 @@ def test_every_promise_is_kept(first: int) -> None:
 @pytest.mark.parametrize("seed", sorted(KEPT))
 def test_what_failed_once_does_not_fail_again(seed: int) -> None:
     assert_kept_all_promises(play(seed))
+
+
+def test_no_byte_of_an_overtaken_server_counts() -> None:
+    faults: Counter[str] = Counter()
+    for seed in range(100):
+        history = run(takeover(seed))
+        assert not history.violation, f"takeover {seed}: {history.violation}"
+        faults += history.faults
+    assert faults["overtaken server stopped"] > 10
+
+
+@pytest.mark.parametrize("seed", sorted(TAKEOVERS))
+def test_a_takeover_that_failed_once_does_not_fail_again(seed: int) -> None:
+    history = run(takeover(seed))
+    assert not history.violation, history.violation
 
 
 @pytest.mark.parametrize("name", PLANTED)
