@@ -61,7 +61,7 @@ def execute(job: Job, output: Output) -> None:
     _check(job)
     from streaming_vb.sources import datasets
 
-    dataset = datasets.load(job.data, job.data_dir, job.model.likelihood)
+    dataset = datasets.load(job.data, job.data_dir, job.model.likelihood, bad_records=job.settings.bad_records)
     prepared = _prepare(job, dataset, output)
     assert prepared.run_dir is not None
     run_directory.write_config(prepared.run_dir, _config(job, prepared))

@@ -40,7 +40,8 @@ class Run(NamedTuple):
 
         data = self.config["data"]
         folder = data_dir or (Path(data["data_dir"]) if data["data_dir"] else None)
-        return datasets.load(data["name"], folder, self.model.likelihood.name)
+        bad_records = self.settings.get("bad_records", "stop")
+        return datasets.load(data["name"], folder, self.model.likelihood.name, bad_records=bad_records)
 
 
 def open_run(directory: Path) -> Run:

@@ -7,7 +7,14 @@ import numpy as np
 
 from streaming_vb.errors import MissingExtra, SourceError
 from streaming_vb.seeding import numpy_generator
-from streaming_vb.sources.files import Table, read_idx, read_table, require_scorable, takes_whole_numbers
+from streaming_vb.sources.files import (
+    Table,
+    read_idx,
+    read_table,
+    require_scorable,
+    scorable_rows,
+    takes_whole_numbers,
+)
 from streaming_vb.types import Array
 
 HELD_OUT = 0.1
@@ -66,13 +73,15 @@ class Dataset(NamedTuple):
         return self.test.astype(np.float32) * np.float32(self.scale or 1.0)
 
 
-def load(name: str, data_dir: Path | None, likelihood: str) -> Dataset:
+def load(name: str, data_dir: Path | None, likelihood: str, *, bad_records: str = "stop") -> Dataset:
     """A data set by name ("digits", "mnist", "fashion-mnist"), or the table at a path.
 
     Args:
         name: of the data set, or a path.
         data_dir: folder with the original IDX files (or with a folder of the data set's name); none means download.
         likelihood: its name; every value must be one that it can score.
+        bad_records: "stop", or "set-aside": records of a table that cannot be scored stay among those to stream, for
+            the run to set aside, and are left out of those held out.
 
     Raises:
         SourceError: unknown name, missing or damaged file, no network.
@@ -89,8 +98,11 @@ def load(name: str, data_dir: Path | None, likelihood: str) -> Dataset:
             "to an IDX, .npy, .npz or .csv file"
         )
     table = read_table(Path(name))
-    require_scorable(table, likelihood)
-    return _split(table, name, None, _scale(table, likelihood, 1 / 255))
+    dataset = _split(table, name, None, _scale(table, likelihood, 1 / 255))
+    if bad_records == "stop":
+        require_scorable(table, likelihood)
+        return dataset
+    return dataset._replace(test=dataset.test[scorable_rows(table._replace(x=dataset.test), likelihood)])
 
 
 def train_labels(name: str, data_dir: Path | None) -> Array:

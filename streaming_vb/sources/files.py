@@ -100,6 +100,14 @@ def require_scorable(table: Table, likelihood: str) -> None:
         _require(table, good, f"the {likelihood} likelihood needs {needs}, {span}. {what_to_do}")
 
 
+def scorable_rows(table: Table, likelihood: str) -> Array:
+    """Which records [n] of a table can be scored."""
+    if table.x.dtype == np.uint8 and not takes_whole_numbers(likelihood):
+        return np.ones(len(table.x), bool)
+    good = np.isfinite(table.x) & _scorable(table.x, likelihood)[0]
+    return np.asarray(good.all(axis=1))
+
+
 def takes_whole_numbers(likelihood: str) -> bool:
     """Whether a likelihood scores whole numbers as they are stored; for the others bytes are divided by 255.
 

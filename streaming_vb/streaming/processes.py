@@ -73,11 +73,9 @@ class ProcessTransport:
 
     Args:
         prepared: the run.
-        workers: how many there will be.
     """
 
-    def __init__(self, prepared: Opened, workers: int) -> None:
-        del workers  # each is started on command
+    def __init__(self, prepared: Opened) -> None:
         self._prepared = prepared
         self._door = Door()
         self._notices: list[Notice] = []

@@ -162,7 +162,7 @@ def in_process(prepared: Prepared, workers: int) -> InProcess:
 
 def in_processes(prepared: Prepared, workers: int) -> RemoteEngine:
     """The engine of several processes on this machine."""
-    transport = ProcessTransport(prepared, workers)
+    transport = ProcessTransport(prepared)
     return RemoteEngine(transport, workers, is_durable=prepared.run_dir is not None)
 
 

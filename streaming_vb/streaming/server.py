@@ -5,6 +5,7 @@ Every push is checked, written to the journal and applied; `commit` makes what w
 answer be told. Synchronous and single-threaded: a reader sees a version before or after a merge, never between.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
@@ -15,6 +16,8 @@ from streaming_vb.streaming.merge import MergeRule, ServerState
 from streaming_vb.streaming.screening import Screening
 from streaming_vb.streaming.transport import Position
 from streaming_vb.types import Array, Delta, Interval, Receipt, SetAside, Snapshot
+
+logger = logging.getLogger(__name__)
 
 MAX_RECEIPTS = 1_024
 """Answers remembered: many times what can be in flight."""
@@ -31,6 +34,9 @@ class Durable(Protocol):
 
     def published(self, state: ServerState) -> None:
         """A version was published: time for a snapshot, now and then."""
+
+    def take_notes(self) -> list[str]:
+        """What people should read, one line each."""
 
     def close(self, state: ServerState) -> None:
         """Save the state, and let go of the directory."""
@@ -122,6 +128,8 @@ class Server:
         if self._has_news:
             self._has_news = False
             self._store.published(self._published)
+            for note in self._store.take_notes():
+                logger.warning("%s", note)
 
     def publish(self) -> Snapshot:
         """The current version, in the wire format: the base of the next leases, and what `published` gives."""

@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -65,6 +66,31 @@ def test_ordered_mode_gives_one_posterior_for_any_number_of_workers(tmp_path: Pa
         out = call(*words, *engine, "--run-dir", tmp_path / str(workers)).stdout
         shas.add(json.loads(out.splitlines()[-1])["posterior_sha256"])
     assert len(shas) == 1
+
+
+def test_records_that_cannot_be_scored_are_set_aside_by_name_where_that_is_asked_for(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).random((400, 6)).astype(np.float32)
+    table[::40, 3] = np.nan
+    table[7, 0] = 2.0
+    np.save(tmp_path / "table.npy", table)
+    words = ("fit", tmp_path / "table.npy", *SMALL, "--bad-records", "set-aside", "--run-dir", tmp_path / "run")
+    assert "set aside" in call(*words).stdout
+    values = json.loads(call("inspect", tmp_path / "run", "--json").stdout)
+    assert values["records"] + len(values["set_aside"]) == 360
+    assert 0 < len(values["set_aside"]) <= 11
+    assert sum("is nan" not in entry for entry in values["set_aside"]) <= 1
+    assert "ELBO" in call("evaluate", tmp_path / "run").stdout
+
+
+def test_a_new_run_starts_from_the_posterior_of_another_one(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("monday", "tuesday"):
+        np.save(tmp_path / f"{name}.npy", generator.random((100, 6)).astype(np.float32))
+    call("fit", tmp_path / "monday.npy", *SMALL, "--run-dir", tmp_path / "a")
+    words = ("fit", tmp_path / "tuesday.npy", *SMALL, "--start-from", tmp_path / "a", "--run-dir", tmp_path / "b")
+    call(*words)
+    assert json.loads(call("inspect", tmp_path / "b", "--json").stdout)["records"] == 180
+    assert "nothing left to stream" in call(*words).stdout  # the same command goes on
 
 
 def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class Processes:
     """A transport driven by hand."""
 
     def __init__(self, run: Run, workers: int = 2) -> None:
-        self.transport = ProcessTransport(run, workers)
+        self.transport = ProcessTransport(run)
         self._waiting: list[Notice] = []
         self.transport.start_server(None)
         self.next(ServerUp)
@@ -401,7 +401,7 @@ def test_a_run_directory_that_cannot_be_opened_is_the_error_to_raise() -> None:
         def open_server(self, since: int | None) -> Server:
             raise RunInUse("taken by process 7")
 
-    opened = ProcessTransport(Taken(), 1)
+    opened = ProcessTransport(Taken())
     opened.start_server(None)
     down = next_of(opened, ServerDown)
     assert isinstance(down, ServerDown)
