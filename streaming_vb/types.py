@@ -70,8 +70,9 @@ class Records:
 
     def __getitem__(self, field: str) -> Array:
         if field not in self.fields:
+            names = " ".join(", ".join(self.fields).split())  # a message has one line
             raise DataError(
-                f"{self.interval}: the model reads the field {field!r}, the records have {', '.join(self.fields)}. "
+                f"{self.interval}: the model reads the field {field!r}, the records have {names}. "
                 "Give the source that field"
             )
         return self.fields[field]

@@ -11,6 +11,10 @@ import numpy as np
 
 from streaming_vb.types import Array, Moments, NaturalParameters
 
+_LEAST_RATIO = 1e-13
+"""Of the smallest eigenvalue of Lambda to the largest; below it, the small ones are rounding errors of the large, and
+neither a mean nor a Cholesky factor can be computed."""
+
 
 @dataclass(frozen=True, slots=True)
 class FullRankNormal:
@@ -98,11 +102,12 @@ class FullRankNormal:
         return float(0.5 * (h @ np.linalg.solve(precision, h) - log_determinant + h.size * np.log(2 * np.pi)))
 
     def is_normalizable(self, natural: NaturalParameters) -> bool:
-        """All finite, Lambda symmetric and positive definite."""
+        """All finite, Lambda symmetric and positive definite by more than rounding."""
         h, precision = natural["precision_mean"], natural["precision"]
         if not (np.isfinite(h).all() and np.isfinite(precision).all() and np.allclose(precision, precision.T)):
             return False
-        return bool(np.linalg.eigvalsh(precision)[0] > 0)
+        eigenvalues = np.linalg.eigvalsh(precision)
+        return bool(eigenvalues[0] > _LEAST_RATIO * eigenvalues[-1])
 
 
 def example() -> tuple[FullRankNormal, NaturalParameters, NaturalParameters]:

@@ -67,6 +67,8 @@ def binarize(probabilities: Array, key: int, first_row: int) -> Array:
     >>> binarize(np.array([[0.0, 1.0]]), key=7, first_row=0).tolist()
     [[0.0, 1.0]]
     """
+    if probabilities.dtype not in (np.float32, np.float64):
+        probabilities = probabilities.astype(np.float64)
     num_rows, width = probabilities.shape
     counts_per_row = -(-width // _DRAWS_PER_COUNT)
     bits = np.random.Philox(key=key)

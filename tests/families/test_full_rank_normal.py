@@ -25,6 +25,17 @@ def test_a_matrix_that_is_not_symmetric_is_not_normalizable() -> None:
     assert not FAMILY.is_normalizable(NaturalParameters({**a.arrays, "precision": precision}))
 
 
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("size", [1e4, 1e8, 1e10, 1e30, 1e100])
+def test_what_is_normalizable_has_a_mean_and_a_cholesky_factor(size: float, seed: int) -> None:
+    """One huge record: the prior is lost in the rounding of its x x', which eigenvalues alone may not show."""
+    x = size * np.random.default_rng(seed).normal(size=6)
+    member = NaturalParameters({"precision_mean": x, "precision": np.eye(6) + np.outer(x, x)})
+    if FAMILY.is_normalizable(member):
+        assert np.isfinite(FAMILY.kl(member, member))
+    assert FAMILY.is_normalizable(member) == (size < 1e5)
+
+
 def test_a_matrix_with_one_negative_direction_is_not_normalizable() -> None:
     a = random_member(1)
     values, vectors = np.linalg.eigh(a["precision"])

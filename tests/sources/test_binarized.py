@@ -76,3 +76,9 @@ def test_records_that_are_not_flat_are_refused() -> None:
     source = BinarizedSource(ArraySource({"x": np.full((3, 2, 2), 0.5)}), 0)
     with pytest.raises(DataError, match=r"\[n, D\], got the shape \(3, 2, 2\)"):
         whole(source)
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i8", "f2", ">f4"])
+def test_bits_of_any_format_are_exact(dtype: str) -> None:
+    bits = np.eye(4).astype(dtype)
+    np.testing.assert_array_equal(binarize(bits, key=9, first_row=0), np.eye(4))
