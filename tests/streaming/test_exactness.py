@@ -15,7 +15,7 @@ from streaming_vb.streaming.merge import MergeRule, ServerState
 from streaming_vb.streaming.run import run
 from streaming_vb.streaming.server import Server
 from streaming_vb.streaming.settings import Settings
-from streaming_vb.types import Array, Delta, Interval, Lease, Moments, Records, Snapshot
+from streaming_vb.types import Array, Delta, Interval, Lease, Moments, Receipt, Records, Snapshot
 
 NOISE, PRIOR = 0.7, 3.0
 TOLERANCE = 1e-10
@@ -74,17 +74,18 @@ def test_any_order_any_staleness_and_any_repetition_is_exact(data: st.DataObject
     cuts = sorted(data.draw(st.sets(st.integers(0, len(x)), max_size=8)) | {0, len(x)})
     intervals = [Interval("table", "pass-0", start, stop) for start, stop in itertools.pairwise(cuts)]
     snapshots: list[Snapshot] = [server.publish()]
-    sent: list[Delta] = []
+    sent: list[tuple[Delta, Receipt]] = []
     for interval in data.draw(st.permutations(intervals)):
         base = data.draw(st.sampled_from(snapshots))
         share = data.draw(st.sampled_from([1.0, 0.5, 1 / 3, 0.125]))
         fields = {"x": x[interval.start : interval.stop], "y": y[interval.start : interval.stop]}
         records = Records(interval, fields)
         fit = primitive(base.posterior.scale(share), base.posterior, base.fit_state, records, 0)
-        sent.append(Delta("run", Lease(interval, 0, base.version, share, share), fit, len(records)))
-        assert server.push(sent[-1], oldest_base=0).status == "merged"
-        for again in data.draw(st.lists(st.sampled_from(sent), max_size=3)):
-            assert server.push(again, oldest_base=0).status == "duplicate"
+        delta = Delta("run", Lease(interval, 0, base.version, share, share), fit, len(records))
+        sent.append((delta, server.push(delta, oldest_base=0)))
+        assert sent[-1][1].status == "merged"
+        for again, first in data.draw(st.lists(st.sampled_from(sent), max_size=3)):
+            assert server.push(again, oldest_base=0) is first
         if data.draw(st.booleans()):
             snapshots.append(server.publish())
     server.publish()
