@@ -24,7 +24,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "tests")]
 
 from report import at_most, progress, write  # noqa: E402
-from simulation.history import History, play  # noqa: E402
+from simulation.history import History, compute_good_days, play  # noqa: E402
 from simulation.planted_bugs import PLANTED  # noqa: E402
 
 NOT_MODELLED = (
@@ -86,6 +86,7 @@ def _play_all(seeds: range) -> list[History]:
 
 
 def _find_planted(first: int) -> int:
+    compute_good_days()
     found: dict[str, int | None] = {}
     for name, plant in PLANTED.items():
         with plant():

@@ -14,6 +14,8 @@ from streaming_vb.streaming.screening import Screening
 from streaming_vb.streaming.settings import Settings
 
 RUN_DIR = Path("/run")
+NUM_ORDERED = 16
+"""Tasks of ordered mode."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,12 @@ def takeover(seed: int) -> Plan:
 
 def _ordered_task(random: Random) -> Task:
     """One of a few, so that the posterior of the good day is computed once for each."""
-    return _task("ordered", Random(f"ordered task {random.randrange(16)}"))
+    return ordered_task(random.randrange(NUM_ORDERED))
+
+
+def ordered_task(number: int) -> Task:
+    """One of `NUM_ORDERED`."""
+    return _task("ordered", Random(f"ordered task {number}"))
 
 
 def _task(mode: str, random: Random) -> Task:

@@ -85,6 +85,9 @@ class RecordingStore:
     def published(self, state: ServerState) -> None:
         self._store.published(state)
 
+    def take_notes(self) -> list[str]:
+        return self._store.take_notes()
+
     def close(self, state: ServerState) -> None:
         self._store.close(state)
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from simulation.history import History, play, run
+from simulation.history import History, compute_good_days, play, run
 from simulation.plan import draw, takeover
 from simulation.planted_bugs import PLANTED
 from simulation.seeds import KEPT, TAKEOVERS
@@ -50,6 +50,7 @@ def test_a_takeover_that_failed_once_does_not_fail_again(seed: int) -> None:
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_bug_is_found(name: str) -> None:
+    compute_good_days()
     with PLANTED[name]():
         found = next((seed for seed in range(_ENOUGH) if play(seed).violation), None)
     assert found is not None
