@@ -98,11 +98,11 @@ def test_a_dead_server_is_started_again_from_the_run_directory(
     transport, steps = started(LedgerModel(), IntegerSource(30_000), Settings(ramp=0), tmp_path)
     versions = []
     for number, step in enumerate(steps):
-        versions.append(step.version)
+        versions += [step.version] if step.status == "merged" else []
         if number in (3, 9, 10):
             ray.kill(transport._server)
     require_exact(load(tmp_path / "posterior.safetensors").state, 30_000)
-    assert versions == sorted(set(versions))  # what was acknowledged is never taken back
+    assert sorted(versions) == list(range(1, 31))  # what was acknowledged is never taken back
     assert sum("is started again" in message for message in caplog.messages) >= 2
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert sum(row["new"] for row in rows) == 30_000
