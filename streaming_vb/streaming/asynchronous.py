@@ -86,8 +86,8 @@ class Asynchronous:
             case LeaseVoid(worker):
                 self._again.appendleft(self._fitting.pop(worker)[0])
                 self._idle.append(worker)
-            case WorkerLost(worker):
-                actions = self._lose(worker)
+            case WorkerLost(worker, was_fitting):
+                actions = self._lose(worker, was_fitting)
             case DeltaLost(interval):
                 task, _, worker_or_none = self._answering.pop(interval)
                 self._again.appendleft(task)
@@ -115,7 +115,7 @@ class Asynchronous:
             return []
         return self._put_aside(task, num_records, reason)
 
-    def _lose(self, worker: int) -> list[Action]:
+    def _lose(self, worker: int, was_fitting: bool) -> list[Action]:
         if worker in self._idle:
             self._idle.remove(worker)
         for interval, (task, pushed, owner) in self._answering.items():
@@ -123,7 +123,11 @@ class Asynchronous:
                 self._answering[interval] = (task, pushed, None)
         if worker not in self._fitting:
             return []
-        return self._after_search(self._fitting.pop(worker)[0].lost())
+        task, _ = self._fitting.pop(worker)
+        if was_fitting:
+            return self._after_search(task.lost())
+        self._again.appendleft(task)
+        return []
 
     def _after_search(self, task: Task) -> list[Action]:
         """Go on with a task whose worker died, or whose trial was fitted."""

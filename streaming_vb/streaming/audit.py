@@ -79,7 +79,8 @@ class Audited:
         match event:
             case WorkerReady(worker):
                 self._up.add(worker)
-            case WorkerLost(worker):
+            case WorkerLost(worker, was_fitting):
+                event = WorkerLost(worker, was_fitting and worker not in self._postponed)
                 self._lose(worker)
             case FitDone(worker) | FitFailed(worker) | LeaseVoid(worker) if worker in self._auditing:
                 return [*self._compare(worker, event), *self._begin_audits()]

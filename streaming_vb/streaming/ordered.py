@@ -92,10 +92,12 @@ class Ordered:
             case LeaseVoid(worker):
                 self._waiting.appendleft(self._fitting.pop(worker))
                 self._idle.append(worker)
-            case WorkerLost(worker):
+            case WorkerLost(worker, was_fitting):
                 if worker in self._idle:
                     self._idle.remove(worker)
-                if worker in self._fitting:
+                if worker in self._fitting and not was_fitting:
+                    self._waiting.appendleft(self._fitting.pop(worker))
+                elif worker in self._fitting:
                     task, lease = self._fitting.pop(worker)
                     self._after_search(task.lost(), lease)
             case DeltaLost(interval):

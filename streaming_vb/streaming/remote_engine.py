@@ -277,7 +277,7 @@ class RemoteEngine:
             logger.warning("worker %d died fitting %s (%s); a new one takes its place", worker, lease.interval, reason)
         self._up.discard(worker)
         self._events = deque(event for event in self._events if event != WorkerReady(worker))
-        self._events.append(WorkerLost(worker))
+        self._events.append(WorkerLost(worker, was_fitting=lease is not None))
         self._transport.start_worker(worker)
         self._send_again()  # a delta that the worker held is either at the server, or reported as lost
 

@@ -51,9 +51,14 @@ class FitFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """A worker died; what it was fitting is gone."""
+    """A worker died; what it was fitting is gone.
+
+    Attributes:
+        was_fitting: it had begun with its lease, so that the interval may be to blame.
+    """
 
     worker: int
+    was_fitting: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ def load(path: Path | str, disk: Disk = RealDisk()) -> PosteriorFile:
         raise _incomplete(path, "digests, settings or generation")
     for name in sorted(digests.keys() | expected.keys()):
         if digests.get(name) != expected.get(name):
-            raise IntegrityError(f"{path}: tensor {name} does not match its SHA-256; restore a copy of the file")
+            raise IntegrityError(f"{path}: tensor {name!r} does not match its SHA-256; restore a copy of the file")
     try:
         state = unpack_server_state(description, arrays)
     except WireError as error:
@@ -288,7 +288,7 @@ def _header(path: Path, file: File) -> _Header:
     for name, entry in sorted(table.items(), key=_begin):
         tensor = _tensor(name, entry, data)
         if tensor is None or tensor.offset != position:
-            raise _unreadable(path, f"its header does not say where tensor {name} is")
+            raise _unreadable(path, f"its header does not say where tensor {name!r} is")
         tensors.append(tensor)
         position += tensor.num_bytes
     if position != file.size():
@@ -365,7 +365,7 @@ def _read(path: Path, file: File, tensor: _Tensor) -> tuple[Array, str]:
         size = min(_BLOCK, tensor.num_bytes - start)
         block = file.read(tensor.offset + start, size)
         if len(block) < size:
-            raise _unreadable(path, f"it ends within tensor {tensor.name}")
+            raise _unreadable(path, f"it ends within tensor {tensor.name!r}")
         digest.update(block)
         values[start : start + size] = np.frombuffer(block, np.uint8)
     try:

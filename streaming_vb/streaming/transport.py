@@ -127,9 +127,7 @@ class Message:
     text: str
 
 
-Notice = (
-    WorkerUp | WorkerDown | DeltaLost | Fitted | SnapshotGone | ServerUp | ServerDown | Answer | Failed | Message
-)
+Notice = WorkerUp | WorkerDown | DeltaLost | Fitted | SnapshotGone | ServerUp | ServerDown | Answer | Failed | Message
 
 
 class Transport(Protocol):

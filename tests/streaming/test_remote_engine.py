@@ -219,13 +219,13 @@ def test_a_worker_that_is_down_is_handed_nothing() -> None:
     transport.calls.clear()
     engine.perform(StartFit(0, LEASE))  # its death is an event that the scheduler has not seen
     assert transport.calls == []
-    assert engine.next_event() == WorkerLost(0)
+    assert engine.next_event() == WorkerLost(0, was_fitting=False)
 
 
 def test_when_a_worker_dies_pushes_on_the_way_are_sent_again() -> None:
     engine, transport = pushed()
     transport.notices.extend([WorkerDown(0, "killed"), DeltaGone(INTERVAL)])
-    assert [engine.next_event(), engine.next_event()] == [WorkerLost(0), DeltaLost(INTERVAL)]
+    assert [engine.next_event(), engine.next_event()] == [WorkerLost(0, was_fitting=False), DeltaLost(INTERVAL)]
     assert ("push", INTERVAL) in transport.calls
     transport.notices.extend([Answer(INTERVAL, MERGED), WorkerUp(0)])  # it had arrived after all: the ledger knows
     assert engine.next_event() == WorkerReady(0)

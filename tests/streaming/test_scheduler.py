@@ -387,6 +387,16 @@ def test_a_lost_fit_keeps_its_attempt_and_so_its_seed() -> None:
     assert (again.worker, again.lease.attempt) == (1, 0)
 
 
+@every_mode
+def test_a_death_before_the_fit_began_says_nothing_about_the_interval(mode: str) -> None:
+    scheduler: Scheduler = asynchronous(1, workers=1) if mode == "async" else ordered(1, round_size=1)
+    for _ in range(20):
+        (start,) = scheduler.handle(WorkerReady(0))
+        assert isinstance(start, StartFit)
+        assert start.lease.interval == intervals(1)[0]
+        assert scheduler.handle(WorkerLost(0, was_fitting=False)) == []
+
+
 def test_a_rejected_delta_is_fitted_again_on_the_current_version() -> None:
     scheduler = asynchronous(1, workers=1, version=3)
     scheduler.handle(WorkerReady(0))
