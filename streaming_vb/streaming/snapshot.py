@@ -88,10 +88,17 @@ def save(
     settings: Mapping[str, Any],
     disk: Disk = RealDisk(),
     generation: int = 0,
+    may_go_on: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a posterior file; on any failure the file that was there stays.
 
     Where the name is that of a run directory's posterior, the file that was there is kept as `previous.safetensors`.
+
+    Args:
+        path, state, settings: what is written, and where.
+        disk: on which disk.
+        generation: of the server that writes it; 0 outside a run directory.
+        may_go_on: asked before each file takes its place; raises where a newer writer has the directory by now.
 
     Raises:
         OSError: the disk refuses.
@@ -110,10 +117,12 @@ def save(
         if keeps_older:
             disk.unlink(older)
             disk.link(path, older)
+        may_go_on()
         disk.replace(temporary, path)
         reach("S7c")
         disk.sync_directory(path.parent)
         if keeps_older:
+            may_go_on()
             disk.replace(older, path.with_name(PREVIOUS_FILE))
             disk.sync_directory(path.parent)
         reach("S7d")
@@ -371,7 +380,7 @@ def _read(path: Path, file: File, tensor: _Tensor) -> tuple[Array, str]:
     try:
         return values.view(tensor.dtype).reshape(tensor.shape), digest.hexdigest()
     except ValueError as error:  # no values, and dimensions whose product is too large for NumPy
-        raise _unreadable(path, f"tensor {tensor.name} has shape {tensor.shape}") from error
+        raise _unreadable(path, f"tensor {tensor.name!r} has shape {tensor.shape}") from error
 
 
 def _unreadable(path: Path, why: str) -> IntegrityError:
