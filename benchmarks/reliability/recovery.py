@@ -11,7 +11,8 @@ after its successor had opened the run. Two workers, one run directory, random m
     vae_cold      all processes of that run, driver included; then the same command again: interpreter, import of torch,
                   opening the run directory, one fit
 
-Read p99 of `results` against the bars. Times are on the wall: run it on an idle machine.
+After every row the records of the ledger must be in the posterior once each. Read p99 of `results` against the bars.
+Times are on the wall: run it on an idle machine; other programs that want its cores lengthen the server's row most.
 
     python benchmarks/reliability/recovery.py --kills 100 --cold-kills 30
 """
@@ -180,7 +181,7 @@ def after_server_kills(run: Run, kills: int, chance: random.Random) -> list[floa
     seconds = []
     run.next("step")
     for _ in range(kills):
-        time.sleep(chance.uniform(0.0, 5.0))
+        time.sleep(chance.uniform(0.0, 3.0))
         _, killed_at = run.kill("svb-server", chance)
         restarted_at = run.next("restarted", killed_at)
         seconds.append(run.next("step", restarted_at) - killed_at)
