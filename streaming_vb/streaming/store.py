@@ -316,7 +316,9 @@ class Store:
     def _save(self, state: ServerState) -> None:
         self._generation.check()
         path = self._directory / POSTERIOR_FILE
-        snapshot.save(path, state, self._settings, self._disk, self._generation.number)
+        snapshot.save(
+            path, state, self._settings, self._disk, self._generation.number, may_go_on=self._generation.check
+        )
 
     def _collect(self, *, wait: bool = False) -> None:
         """See how the snapshot in the background went; when it is on the disk, trim the journal to the one before."""
