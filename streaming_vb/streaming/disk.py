@@ -19,6 +19,8 @@ from streaming_vb.types import Array
 Buffer = bytes | bytearray | memoryview | Array
 _MOST_PARTS = 512
 """Buffers per system call; the limit is 1,024 on Linux."""
+_LARGE = 2**20
+"""Bytes of a write that take the medium longer than the call that says so."""
 
 
 class File(Protocol):
@@ -128,6 +130,7 @@ class _RealFile:
         self._descriptor = descriptor
 
     def write(self, parts: Sequence[Buffer], offset: int) -> None:
+        begin = offset
         waiting = [view for view in map(_bytes, parts) if view.nbytes]
         while waiting:
             written = os.pwritev(self._descriptor, waiting[:_MOST_PARTS], offset)
@@ -138,6 +141,8 @@ class _RealFile:
                 written -= waiting.pop(0).nbytes
             if written:
                 waiting[0] = waiting[0][written:]
+        if offset - begin >= _LARGE:  # the kernel begins to write at once, so that a sync a little later waits for less
+            os.posix_fadvise(self._descriptor, begin, offset - begin, os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, size: int) -> bytes:
         found = os.pread(self._descriptor, size, offset)  # whole, in one call, but for files over 2 GB
