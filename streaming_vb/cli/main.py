@@ -26,6 +26,7 @@ from streaming_vb.cli.stop import stop
 from streaming_vb.cli.unlearn import unlearn
 from streaming_vb.cli.verify import verify
 from streaming_vb.errors import StreamingVBError
+from streaming_vb.streaming.journal import JournalBroken
 
 app = typer.Typer(
     help="Streaming variational Bayes: a posterior over every weight, always current, each record counted once.",
@@ -68,6 +69,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of stdout went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except JournalBroken as error:
+        code = _one_line(
+            f"{error.strerror or error}. What was told is on the disk; the same command goes on once it works", 2
+        )
     except OSError as error:  # no space, no permission, a file where a folder should be
         code = _one_line(f"{error.filename}: {error.strerror}. Free space, or give a path that can be written", 2)
     except Exception:

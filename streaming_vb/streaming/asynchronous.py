@@ -83,7 +83,8 @@ class Asynchronous:
                 self._idle.append(worker)
                 is_trial = task.search is not None
                 actions = self._after_search(task.survived()) if is_trial else self._retry(task, num_records, reason)
-            case LeaseVoid(worker):
+            case LeaseVoid(worker, version):
+                self._version = max(self._version, version)
                 self._again.appendleft(self._fitting.pop(worker)[0])
                 self._idle.append(worker)
             case WorkerLost(worker, was_fitting):

@@ -132,7 +132,7 @@ class Audited:
         if first is None or first.lease != lease:  # its worker died meanwhile, and the interval was leased again
             actions = [Drop(interval)] if first is None and isinstance(event, FitDone) else []
         elif isinstance(event, LeaseVoid):
-            actions = [Drop(interval), *self._release(first, LeaseVoid(first.worker))]
+            actions = [Drop(interval), *self._release(first, LeaseVoid(first.worker, event.version))]
         elif isinstance(event, FitDone) and event.digest == first.digest:
             actions = self._release(first, FitDone(first.worker, first.digest))
         else:

@@ -89,8 +89,9 @@ class Ordered:
                     self._retry(task, lease, num_records, reason)
                 else:
                     self._after_search(task.survived(), lease)
-            case LeaseVoid(worker):
-                self._waiting.appendleft(self._fitting.pop(worker))
+            case LeaseVoid(worker, version):  # the round was merged, and its last answer lost: any fit brings it again
+                task, lease = self._fitting.pop(worker)
+                self._waiting.appendleft((task, replace(lease, base_version=max(lease.base_version, version))))
                 self._idle.append(worker)
             case WorkerLost(worker, was_fitting):
                 if worker in self._idle:

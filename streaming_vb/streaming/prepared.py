@@ -28,6 +28,8 @@ from streaming_vb.streaming.snapshot import POSTERIOR_FILE, PREVIOUS_FILE
 from streaming_vb.streaming.transport import Position
 from streaming_vb.types import Interval, Model, Primitive, Source
 
+_BEFORE_THERE_WAS_A_CHOICE = {"bad_records": "stop"}
+"""What older run directories do not say."""
 _MAY_CHANGE = ("records", "audit", "keep_deltas")
 """Settings that a resumed run may have others of."""
 
@@ -183,8 +185,6 @@ def _require_end_of_warm_up(primitive: Primitive, records: int | None) -> None:
 
 def _identity(model: Model, source: Source, settings: Settings, primitive: Primitive) -> dict[str, Any]:
     chosen = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE}
-    if settings.bad_records == "stop":  # as in runs of before there was a choice
-        del chosen["bad_records"]
     return {
         **chosen,
         **model.describe(),
@@ -209,6 +209,7 @@ def _description(directory: Path) -> dict[str, Any] | None:
 def _require_same(directory: Path, settings: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of a run that goes on; raises ResumeMismatch if it was made with other settings."""
     plain = json.loads(json.dumps(identity))
+    settings = {**_BEFORE_THERE_WAS_A_CHOICE, **settings}
     if "prior_seed" in settings:
         plain["prior_seed"] = settings["prior_seed"]
     for name in sorted(settings.keys() | plain.keys()):

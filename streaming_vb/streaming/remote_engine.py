@@ -91,7 +91,7 @@ class RemoteEngine:
         self._outbox: dict[Interval, _Sent] = {}
         self._scores: dict[Interval, float] = {}
         self._position: Position | None = None
-        self._generation = 0
+        self._generation = self._opened_at = 0
         self._failed_starts: dict[int | None, int] = {}
         self._server_is_up = False
         self._restart_at: float | None = None
@@ -261,7 +261,7 @@ class RemoteEngine:
         del self._fits[worker]
         self._busy += self._leases.end(worker, self._transport.now())
         if isinstance(notice, SnapshotGone):
-            self._events.append(LeaseVoid(worker))
+            self._events.append(LeaseVoid(worker, self._opened_at))
         elif notice.failure:
             self._events.append(FitFailed(worker, notice.num_records, notice.failure))
         else:
@@ -282,7 +282,7 @@ class RemoteEngine:
         self._send_again()  # a delta that the worker held is either at the server, or reported as lost
 
     def _server_came_up(self, position: Position) -> None:
-        self._generation, self._server_is_up = position.generation, True
+        self._generation, self._opened_at, self._server_is_up = position.generation, position.version, True
         if self._position is None:
             self._position = position
             return

@@ -63,9 +63,14 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class LeaseVoid:
-    """A worker is idle: the version that its lease starts from is no longer kept."""
+    """A worker is idle: the version that its lease starts from is no longer kept.
+
+    Attributes:
+        version: one that is; a server that was started again may be ahead of the answers that came from it.
+    """
 
     worker: int
+    version: int
 
 
 @dataclass(frozen=True, slots=True)

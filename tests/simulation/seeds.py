@@ -12,6 +12,7 @@ KEPT: dict[int, str] = {
     474: "a server that died while the run was closed: the driver raised ConnectionError",
     1005: "a writer that was overtaken woke and renamed its snapshot over the last one of a run that was closed",
     2451: "as 474",
+    2835: "a server that was started again was ahead of a lost answer: leases named a version that was gone, for ever",
     3259: "as 474",
 }
 TAKEOVERS: dict[int, str] = {

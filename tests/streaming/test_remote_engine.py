@@ -251,7 +251,7 @@ def test_a_failed_fit_and_a_version_that_is_gone_are_told() -> None:
     assert engine.next_event() == FitFailed(0, 10, "not finite")
     engine.perform(StartFit(0, lease))
     transport.notices.append(SnapshotGone(0, transport.calls[-1][2]))
-    assert engine.next_event() == LeaseVoid(0)
+    assert engine.next_event() == LeaseVoid(0, version=0)
 
 
 def test_a_delta_that_is_not_wanted_is_dropped() -> None:

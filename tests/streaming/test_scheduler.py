@@ -131,7 +131,7 @@ class World:
                 self.perform(self.scheduler.handle(WorkerLost(worker)))
             case Mishap.VOID:
                 self.idle.add(worker)
-                self.perform(self.scheduler.handle(LeaseVoid(worker)))
+                self.perform(self.scheduler.handle(LeaseVoid(worker, self.published)))
             case _:
                 self.idle.add(worker)
                 self.held.add(lease.interval)
@@ -385,6 +385,16 @@ def test_a_lost_fit_keeps_its_attempt_and_so_its_seed() -> None:
     (again,) = scheduler.handle(WorkerLost(0))
     assert isinstance(again, StartFit)
     assert (again.worker, again.lease.attempt) == (1, 0)
+
+
+@every_mode
+def test_a_lease_whose_version_is_gone_is_given_again_from_one_that_is_there(mode: str) -> None:
+    """A server that was started again is ahead of the driver, if the answer to its last merge was lost."""
+    scheduler: Scheduler = asynchronous(1, workers=1) if mode == "async" else ordered(1, round_size=1)
+    scheduler.handle(WorkerReady(0))
+    (again,) = scheduler.handle(LeaseVoid(0, version=9))
+    assert isinstance(again, StartFit)
+    assert (again.lease.interval, again.lease.base_version) == (intervals(1)[0], 9)
 
 
 @every_mode
