@@ -34,8 +34,9 @@ from streaming_vb.streaming.snapshot import POSTERIOR_FILE, PREVIOUS_FILE, Poste
 from streaming_vb.types import Interval, Receipt
 
 JOURNAL_DIRECTORY = "journal"
-SEGMENT_BYTES = 256 * 2**20
-"""A snapshot is due when a segment is larger: bounds what recovery reads."""
+SEGMENT_BYTES = 128 * 2**20
+"""A snapshot is due when a segment is larger: bounds what recovery reads, and the files that are new and slow to write
+before the first of them can be used again."""
 _SAVE_SECONDS = 30.0
 _RETRY_SECONDS = 5.0
 """Pause after a snapshot that failed, so that a full disk is not written full over and over."""
