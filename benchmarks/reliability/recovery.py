@@ -5,7 +5,7 @@ after its successor had opened the run. Two workers, one run directory, random m
 
     worker        of the ledger model (kill and replacement cost next to nothing: what is left is the protocol)
     server        with a posterior of 100 MB and journal entries of 50 MB: its successor reads the snapshot and up to
-                  eight entries
+                  five entries
     vae_worker    of the VAE 784-500-20 with intervals of 1,000 records; beside it, when the replacement itself has
                   finished its first fit (its interval is fitted from the start)
     vae_cold      all processes of that run, driver included; then the same command again: interpreter, import of torch,
