@@ -20,11 +20,12 @@ def run(
     address: str | None = None,
     primitive: Primitive | None = None,
     run_dir: Path | str | None = None,
+    start_from: Path | str | None = None,
 ) -> Iterator[Step]:
     """Stream a source through a model on Ray; yields one `Step` per merge. The workers are up when this returns.
 
     Args:
-        model, source, settings, primitive, run_dir: as for `streaming_vb.run`.
+        model, source, settings, primitive, run_dir, start_from: as for `streaming_vb.run`.
         workers: worker actors, one CPU each.
         address: of an existing cluster; none starts a local one that ends with the run.
 
@@ -32,5 +33,5 @@ def run(
         ClusterError: the cluster cannot be used, or the server died and there is no run directory.
         StreamingVBError: as for `streaming_vb.run`.
     """
-    prepared = prepare(model, source, settings, primitive=primitive, run_dir=run_dir)
+    prepared = prepare(model, source, settings, primitive=primitive, run_dir=run_dir, start_from=start_from)
     return stream(prepared, engine(prepared, workers, address), workers)

@@ -19,9 +19,17 @@ def run(
     address: str | None = None,
     primitive: Primitive | None = None,
     run_dir: Path | str | None = None,
+    start_from: Path | str | None = None,
 ) -> Iterator[Step]:
     """As `workers.asynchronous.run`, with `Settings.mode` "ordered"."""
     ordered = replace(settings, mode="ordered")
     return asynchronous.run(
-        model, source, ordered, workers=workers, address=address, primitive=primitive, run_dir=run_dir
+        model,
+        source,
+        ordered,
+        workers=workers,
+        address=address,
+        primitive=primitive,
+        run_dir=run_dir,
+        start_from=start_from,
     )
