@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from typer import Argument, Option
 
-from streaming_vb.cli import output, run_directory, run_files
+from streaming_vb.cli import output, run_directory
 from streaming_vb.streaming import snapshot
 from streaming_vb.streaming.ledger import Ledger
 from streaming_vb.streaming.merge import ServerState
@@ -18,7 +18,7 @@ def inspect(
     json: Annotated[bool, Option("--json", help="One JSON object on stdout")] = False,
 ) -> None:
     """Records and intervals counted, settings, shapes, spread of the posterior, digests (all checked)."""
-    path = run_files.posterior_path(posterior)
+    path = snapshot.posterior_path(posterior)
     state, settings, digests, generation = snapshot.load(path)
     values = {
         "file": str(path),

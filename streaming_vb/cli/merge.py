@@ -63,7 +63,7 @@ def merge(
 
 def _write_config(a: Path, to: Path, merged_from: dict[str, str]) -> None:
     """The data set of A, where it is known, for `evaluate`."""
-    path = run_files.posterior_path(a).with_name(run_directory.CONFIG_FILE)
+    path = snapshot.posterior_path(a).with_name(run_directory.CONFIG_FILE)
     if path.is_file():
         data = yaml.safe_load(path.read_text()).get("data")
         run_directory.write_config(to, {"data": data, "merged_from": merged_from})

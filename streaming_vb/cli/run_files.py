@@ -27,18 +27,13 @@ def require_run(directory: Path) -> None:
         )
 
 
-def posterior_path(path: Path) -> Path:
-    """The posterior file of a run directory, or the file itself."""
-    return path / POSTERIOR_FILE if path.is_dir() else path
-
-
 def open_posterior(path: Path) -> PosteriorFile:
     """The posterior that a user named by its file or by its run directory, every digest checked.
 
     Raises:
         IntegrityError: there is none, or it is corrupt.
     """
-    return snapshot.load(posterior_path(path))
+    return snapshot.load(snapshot.posterior_path(path))
 
 
 def writer(directory: Path) -> int | None:

@@ -42,6 +42,6 @@ def stop(
                 f"again to go on waiting, or kill -9 {driver.pid}: what was merged is on the disk"
             )
         time.sleep(_LOOK_EVERY)
-    found = snapshot.read_description(run_files.posterior_path(run))
+    found = snapshot.read_description(snapshot.posterior_path(run))
     values = {"event": "stopped", "version": found["version"], "records": found["num_records"], "run_dir": str(run)}
     show.result(values, f"stopped at version {found['version']:,}, {found['num_records']:,} records; saved {run}")

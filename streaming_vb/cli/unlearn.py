@@ -59,7 +59,7 @@ def unlearn(
         store.abandon()
         raise
     # Twice, because the file before it is what recovery falls back to: in neither of them is the interval any more.
-    snapshot.save(run_files.posterior_path(run), state, settings, generation=recovered.generation)
+    snapshot.save(snapshot.posterior_path(run), state, settings, generation=recovered.generation)
     store.close(state)
     values = {
         "event": "unlearned",

@@ -118,14 +118,15 @@ def prepare(
     identity = _identity(model, source, resolved, chosen)
     directory = Path(run_dir) if run_dir is not None else None
     description = None if directory is None else _description(directory)
-    state = _initial(model, chosen, settings, start_from if description is None else None, identity)
-    if description is not None:
-        assert directory is not None
+    run_id = f"{seeding.derive(settings.seed, time.time_ns(), os.getpid()):016x}"
+    if directory is not None and description is not None:
         identity = _require_same(directory, description["settings"], identity)
-        prior = model.prior(int(identity.get("prior_seed", settings.seed)))
-        state = replace(state, run_id=description["run_id"], prior=prior)
-    elif state.lineage:
-        identity = {**identity, "prior_seed": _prior_seed(Path(str(start_from)))}
+        state = _at_prior(description["run_id"], model, chosen, int(identity.get("prior_seed", settings.seed)))
+    elif start_from is not None:
+        state, prior_seed = _started_from(Path(start_from), run_id, model, chosen)
+        identity = {**identity, "prior_seed": prior_seed}
+    else:
+        state = _at_prior(run_id, model, chosen, settings.seed)
     forget = _forgetting(resolved, model)
     local_update = LocalUpdate(
         state.run_id,
@@ -221,18 +222,15 @@ def _require_same(directory: Path, settings: Mapping[str, Any], identity: Mappin
     return dict(plain)
 
 
-def _initial(
-    model: Model, primitive: Primitive, settings: Settings, start_from: Path | str | None, identity: Mapping[str, Any]
-) -> ServerState:
-    """Where a new run starts: at the prior, or at the posterior of another run."""
-    run_id = f"{seeding.derive(settings.seed, time.time_ns(), os.getpid()):016x}"
-    if start_from is None:
-        prior = model.prior(settings.seed)
-        return ServerState(run_id, prior, prior, primitive.initial_state())
-    path = Path(start_from)
-    if path.is_dir():
-        path = path / POSTERIOR_FILE
-    state, made_with, *_ = snapshot.load(path)
+def _at_prior(run_id: str, model: Model, primitive: Primitive, seed: int) -> ServerState:
+    """A run that has seen nothing."""
+    prior = model.prior(seed)
+    return ServerState(run_id, prior, prior, primitive.initial_state())
+
+
+def _started_from(start_from: Path, run_id: str, model: Model, primitive: Primitive) -> tuple[ServerState, int]:
+    """A run that starts at the posterior of another one, and the seed of its prior's centre."""
+    state, made_with, *_ = snapshot.load(snapshot.posterior_path(start_from))
     plain = json.loads(json.dumps({**model.describe(), "family": model.family.name, **primitive.describe()}))
     for name, value in plain.items():
         if made_with.get(name) != value:
@@ -241,11 +239,5 @@ def _initial(
                 "Use the model and the primitive of that posterior"
             )
     ancestor = Ancestor(state.run_id, state.version, snapshot.posterior_sha256(state.posterior))
-    return replace(state, run_id=run_id, lineage=(*state.lineage, ancestor))
-
-
-def _prior_seed(start_from: Path) -> int:
-    """Seed of the prior's centre in a posterior to start from."""
-    path = start_from / POSTERIOR_FILE if start_from.is_dir() else start_from
-    settings = snapshot.read_description(path)["settings"]
-    return int(settings.get("prior_seed", settings["seed"]))
+    started = replace(state, run_id=run_id, lineage=(*state.lineage, ancestor))
+    return started, int(made_with.get("prior_seed", made_with["seed"]))

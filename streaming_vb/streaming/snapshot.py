@@ -189,6 +189,11 @@ def newest(directory: Path | str, disk: Disk = RealDisk()) -> tuple[PosteriorFil
         return older, [f"used {PREVIOUS_FILE} (version {older.state.version}) instead: {error}"]
 
 
+def posterior_path(path: Path) -> Path:
+    """The posterior file of a run directory, or the file itself."""
+    return path / POSTERIOR_FILE if path.is_dir() else path
+
+
 def posterior_sha256(natural: NaturalParameters) -> str:
     """SHA-256 of the natural parameters: equal exactly where two posteriors are equal to the bit.
 
