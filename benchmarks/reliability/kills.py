@@ -26,7 +26,7 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -318,11 +318,19 @@ def main() -> None:
         progress(f"{sum(tally.kills.values())} of {len(schedule)} kills, {tally.merges:,} merges, {tally.violations}")
     if not tally.violations:
         shutil.rmtree(directory)
+    injected = {
+        "kills_by_role": {role: tally.kills[role] for role in SHARES},
+        "kills_by_point": {point: tally.kills[point] for point in POINTS},
+    }
+    conclude(arguments, tally, injected, NOT_INJECTED)
+
+
+def conclude(arguments: Namespace, tally: Tally, injected: Mapping[str, Any], not_injected: Sequence[str]) -> None:
+    """Print what was counted."""
     total = sum(tally.kills.values())
     results = {
         "kills": total,
-        "kills_by_role": {role: tally.kills[role] for role in SHARES},
-        "kills_by_point": {point: tally.kills[point] for point in POINTS},
+        **injected,
         "merges": tally.merges,
         "checks": tally.checks,
         "lost": tally.lost,
@@ -330,7 +338,7 @@ def main() -> None:
         "violations": tally.violations,
         "bound_per_kill": None if tally.violations or not total else 3 / total,
         "seconds_to_next_merge": {what: percentiles(seconds) for what, seconds in sorted(tally.seconds.items())},
-        "not_injected": NOT_INJECTED,
+        "not_injected": not_injected,
     }
     bars = [
         at_most("results.lost", tally.lost, 0),

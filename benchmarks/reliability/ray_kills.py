@@ -37,9 +37,9 @@ from kills import (
     Sums,
     Tally,
     Violation,
-    percentiles,
+    conclude,
 )
-from report import at_most, progress, write
+from report import progress
 
 SHARES = {"worker": 9, "server": 6, "driver": 3, "node": 2}
 ACTORS = {"worker": "EncoderWorker", "server": "ParameterServer"}
@@ -182,26 +182,11 @@ def main() -> None:
         cluster.shutdown()
     if not tally.violations:
         shutil.rmtree(directory)
-    total = sum(tally.kills.values())
-    results = {
-        "kills": total,
+    injected = {
         "kills_by_role": {role: tally.kills[role] for role in SHARES},
         "lost_messages_at_most": LOST_MESSAGES * (tally.kills["driver"] + len(schedule[::KILLS_PER_RUN])),
-        "merges": tally.merges,
-        "checks": tally.checks,
-        "lost": tally.lost,
-        "doubled": tally.doubled,
-        "violations": tally.violations,
-        "bound_per_kill": None if tally.violations or not total else 3 / total,
-        "seconds_to_next_merge": {role: percentiles(seconds) for role, seconds in sorted(tally.seconds.items())},
-        "not_injected": NOT_INJECTED,
     }
-    bars = [
-        at_most("results.lost", tally.lost, 0),
-        at_most("results.doubled", tally.doubled, 0),
-        at_most("violations", len(tally.violations), 0),
-    ]
-    write(vars(arguments), results, bars)
+    conclude(arguments, tally, injected, NOT_INJECTED)
 
 
 def set_environment() -> None:
